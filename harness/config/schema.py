@@ -1,0 +1,284 @@
+"""Every key that a user can set, with its type, default, unit and meaning.
+
+These dataclasses are the single source: Hydra rejects keys that are not here and values of another type. Checks that
+need more than one field live in `harness.config.check`. Importing this module costs nothing (no torch, no Hydra).
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+UNSET = "???"
+"""A value that the user must give, in OmegaConf's notation."""
+
+
+class ClusterKind(str, Enum):
+    """Where the job runs."""
+
+    slurm = "slurm"
+    local = "local"
+
+
+class Precision(str, Enum):
+    """Number format of the matrix products; master weights and optimizer state are fp32 in each."""
+
+    bf16 = "bf16"
+    fp8 = "fp8"
+    fp32 = "fp32"
+
+
+class ActivationCheckpoint(str, Enum):
+    """What the backward pass recomputes instead of keeping."""
+
+    none = "none"
+    full = "full"
+
+
+class NonFinitePolicy(str, Enum):
+    """What happens on a NaN or Inf in loss or gradient norm."""
+
+    skip = "skip"
+    stop = "stop"
+
+
+class MonitorMode(str, Enum):
+    """How metrics reach Prometheus."""
+
+    pull = "pull"
+    off = "off"
+
+
+class Decay(str, Enum):
+    """Shape of the learning rate on its way down."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+@dataclass
+class RunConfig:
+    name: str = UNSET
+    """Folder name under `runs_dir`. Launching an existing name resumes that run. Letters, digits, `.`, `_`, `-`, `=`, `,`."""
+
+
+@dataclass
+class ClusterConfig:
+    kind: ClusterKind = ClusterKind.local
+    """`slurm` submits one multi-node job; `local` runs the same code on this machine."""
+    nodes: int = 1
+    """Nodes in the job. One Slurm task, the agent, runs on each."""
+    gpus_per_node: int = 0
+    """GPUs asked for on each node; 0 trains on CPU with gloo."""
+    ranks_per_node: int | None = None
+    """Trainer processes on each node. null: one per GPU, or one where there is no GPU."""
+    cpus_per_node: int | None = None
+    """CPU cores of the agent's task, and so of all ranks below it. null: 8 per rank with GPUs, 1 per rank without.
+    Too few, and the data loader starves in a way that looks like slow storage."""
+    time: str = "24:00:00"
+    """Time limit as Slurm writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    spares: int = 0
+    """Reserved for in-allocation spare nodes; must be 0 in this version."""
+    exclude: list[str] = field(default_factory=list)
+    """Nodes that the job must not use, beside those that the run itself has excluded."""
+    sbatch: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """Any other sbatch flag without its dashes: `cluster.sbatch.reservation=smol`, `+cluster.sbatch.exclusive=true`."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines that run on the batch host before the agents start (module load, ...)."""
+    signal_delay_seconds: int = 120
+    """How long before the time limit the run saves, stops and requeues. Must exceed one step plus one checkpoint."""
+    max_restarts_without_progress: int = 3
+    """Restarts in a row without one new finished step, after which the run ends and says why."""
+    hang_seconds: float = 900.0
+    """No finished step for this long: the agent prints every rank's stack and restarts the ranks."""
+
+
+@dataclass
+class ModelConfig:
+    """A decoder from transformers. Field names are those of its config class."""
+
+    model_type: str = "smollm3"
+    """transformers' name of the architecture: smollm3, llama or qwen3."""
+    hidden_size: int = UNSET  # type: ignore[assignment]
+    intermediate_size: int = UNSET  # type: ignore[assignment]
+    num_hidden_layers: int = UNSET  # type: ignore[assignment]
+    num_attention_heads: int = UNSET  # type: ignore[assignment]
+    num_key_value_heads: int = UNSET  # type: ignore[assignment]
+    head_dim: int | None = None
+    """null: hidden_size / num_attention_heads."""
+    vocab_size: int = UNSET  # type: ignore[assignment]
+    max_position_embeddings: int = 4096
+    """Longest sequence that the positions are made for; `data.seq_len` may not exceed it."""
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    tie_word_embeddings: bool = True
+    no_rope_layer_interval: int = 0
+    """Every n-th layer has no rotary positions (NoPE); 0: every layer has them. smollm3 only."""
+    init_from: str | None = None
+    """Folder of a Hugging Face model in safetensors to start from. null: random weights."""
+
+
+@dataclass
+class SourceConfig:
+    """One data set: a folder (or one file) of datatrove token files."""
+
+    path: str = UNSET
+    """Where the run reads it: a folder with `*.ds` files."""
+    id: str = ""
+    """Where it lives (a hub name, a bucket). Kept in the run's record, never read."""
+
+
+@dataclass
+class StageConfig:
+    """A stretch of training with one mixture."""
+
+    name: str = "stage"
+    until_step: int | None = None
+    """Last step of the stage. null: to the end; only the last stage may say so."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of the samples per source. Sums other than 1 are normalised with a warning."""
+
+
+@dataclass
+class DataConfig:
+    seq_len: int = 4096
+    """Tokens per sample."""
+    seed: int = 0
+    """Fixes the order of all samples of the run."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    stages: list[StageConfig] = field(default_factory=list)
+    tokenizer: str | None = None
+    """Folder or file of the tokenizer behind the token files. null: taken from the token files where they name one.
+    Its size must fit `model.vocab_size`."""
+    eos_token_id: int | None = None
+    """Token that ends a document. null: taken from the tokenizer."""
+    document_mask: bool = True
+    """Attention does not cross document boundaries, and positions restart at each."""
+    read_ahead_batches: int = 8
+    """Batches that each rank reads ahead."""
+    read_threads: int = 4
+    """Threads per rank that read."""
+    slow_read_seconds: float = 0.25
+    """Reads above this count as slow and are logged with file and offset."""
+    stage_to: str | None = None
+    """Reserved for staging to local scratch; must be null in this version."""
+
+
+@dataclass
+class ParallelConfig:
+    """How the ranks divide the work. The product must equal the number of ranks."""
+
+    dp_replicate: int = 1
+    """Replicas of the sharded model: gradients are all-reduced between them."""
+    dp_shard: int = -1
+    """Ranks that share one copy of weights, gradients and optimizer state (FSDP2). -1: all that is left."""
+    tp: int = 1
+    """Tensor parallel: ranks that share each layer's matrices. Must divide the key/value heads."""
+    cp: int = 1
+    """Context parallel; must be 1 in this version."""
+    pp: int = 1
+    """Pipeline parallel; must be 1 in this version."""
+
+
+@dataclass
+class TrainConfig:
+    steps: int = UNSET  # type: ignore[assignment]
+    """Optimizer steps of the whole run."""
+    micro_batch_size: int = 1
+    """Sequences in one forward pass of one rank."""
+    global_batch_size: int = UNSET  # type: ignore[assignment]
+    """Sequences in one optimizer step over all ranks. Gradient accumulation follows from it."""
+    seed: int = 0
+    """Fixes the initial weights."""
+    precision: Precision = Precision.bf16
+    compile: bool = True
+    """torch.compile for each layer. Has no effect on CPU, where compiling costs more than it gains."""
+    activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint.none
+    nonfinite: NonFinitePolicy = NonFinitePolicy.skip
+    """`skip` leaves the weights as they were for that step; `stop` ends the run."""
+    max_nonfinite: int = 10
+    """Skipped steps in a row after which the run ends all the same."""
+    log_every: int = 1
+    """Steps between lines of the log and of metrics.jsonl."""
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"
+    lr: float = 2e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False
+    """Weight decay on the token embeddings too. Norms and biases never decay."""
+    clip_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: never."""
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate as a function of the step: linear warm-up, a plateau, a decay."""
+
+    name: str = "wsd"
+    """wsd or cosine; decides the defaults in conf/schedule."""
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    """Length of the decay, which ends with the last step. null: everything after the warm-up."""
+    decay: Decay = Decay.linear
+    final_lr_ratio: float = 0.0
+    """Learning rate of the last step as a share of the peak."""
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep: int | None = 3
+    """Complete checkpoints to keep; older ones are removed after a newer one is complete. null: all."""
+    async_save: bool = False
+    """Typed as `checkpoint.async`. Training goes on while a copy of the state is written."""
+    verify: bool = True
+    """Check every file's checksum before a checkpoint is loaded (its size is always checked)."""
+
+
+@dataclass
+class MonitorConfig:
+    mode: MonitorMode = MonitorMode.pull
+    expected_tokens_per_second: float | None = None
+    """What the whole run should reach, for alerts and arrival times. null: calibrated by the run after warm-up."""
+    host: str | None = None
+    """Address that /metrics listens on. null: loopback for `cluster=local`, the node's own address on Slurm."""
+    port: int = 0
+    """Port of /metrics; 0: any free one. Discovery tells Prometheus which."""
+    targets_dir: str = "${runs_dir}/.targets"
+    """Shared folder where agents register for discovery. Keep it off the data set's file system."""
+    canary_seconds: float = 10.0
+    """Seconds between the canary's small timed reads; 0: none."""
+
+
+@dataclass
+class RootConfig:
+    """The whole config of one run."""
+
+    exp: str = ""
+    """Name of the experiment; set by the files in conf/exp."""
+    runs_dir: str = "runs"
+    """Folder that holds all runs; on a cluster, on a file system that every node sees."""
+    follow: bool = False
+    """Stay and print the run's progress until it ends."""
+    dry_run: bool = False
+    """Print plan and batch script, submit nothing."""
+    run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -1,0 +1,181 @@
+"""The board: a small mmap'd file per rank through which a trainer tells its agent how it is doing.
+
+The trainer writes 8-byte floats in place, which costs well under a microsecond and never blocks; the agent reads them
+at scrape time. No locks: each cell has one writer, and an aligned 8-byte store is atomic on the machines we run on.
+The file survives the rank, so counters go on across restarts inside one attempt and a dead rank's last words stay readable.
+"""
+
+import json
+import mmap
+import os
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+
+READ_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds in seconds of harness_data_read_seconds; part of the metrics contract."""
+STEP_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
+CKPT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+GC_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+PHASES = ("data_wait", "forward_backward", "comm_wait", "optimizer", "checkpoint", "eval", "other")
+SAVE_STAGES = ("stage", "write", "commit")
+RESTORE_STAGES = ("read", "verify")
+
+MAX_READ_KEYS = 128
+"""Most (mount, source) pairs of one rank; SmolLM3's largest stage has 57 sources."""
+MAX_IN_FLIGHT = 64
+"""Most reads that one rank has under way at once."""
+
+
+class RankState(IntEnum):
+    """What a rank is doing, as the agent needs to know it."""
+
+    starting = 0
+    restoring = 1
+    training = 2
+    stopped = 3
+    """Saved on request and exited: the run is not finished."""
+    finished = 4
+    """All steps are done and saved."""
+
+
+SCALARS = (
+    "pid", "restart", "state", "step", "steps_total", "tokens_total", "last_step_time", "start_time",
+    "loss", "grad_norm", "learning_rate", "nonfinite_total", "skipped_total", "planned_pause",
+    "expected_tokens_per_second", "expected_step_seconds", "mfu", "compute_seconds", "comm_wait_seconds",
+    "queue_batches", "loader_cpu_seconds", "ckpt_bytes_total", "ckpt_failures_total", "ckpt_last_success_time",
+    "ckpt_last_success_step", "stop_request",
+)  # fmt: skip
+VECTORS = {
+    "phase_seconds": len(PHASES),
+    "read_bytes": MAX_READ_KEYS,
+    "slow_reads": MAX_READ_KEYS,
+    "read_errors": MAX_READ_KEYS,
+    "last_errno": MAX_READ_KEYS,
+    "in_flight_since": MAX_IN_FLIGHT,  # Unix time, 0: free
+    "in_flight_key": MAX_IN_FLIGHT,
+}
+HISTOGRAMS = {  # name -> (rows, upper bounds)
+    "step": (1, STEP_BUCKETS),
+    "read": (MAX_READ_KEYS, READ_BUCKETS),
+    "save": (len(SAVE_STAGES), CKPT_BUCKETS),
+    "restore": (len(RESTORE_STAGES), CKPT_BUCKETS),
+    "gc": (3, GC_BUCKETS),
+}
+MAGIC = 7301001.0
+"""First cell of every board; changes with the layout, so that an agent never misreads another version's board."""
+
+
+def _layout() -> tuple[dict[str, int], int]:
+    offsets, at = {}, 1
+    for name in SCALARS:
+        offsets[name] = at
+        at += 1
+    for name, length in VECTORS.items():
+        offsets[name] = at
+        at += length
+    for name, (rows, bounds) in HISTOGRAMS.items():
+        offsets[name] = at
+        at += rows * (len(bounds) + 2)  # per row: a cell per bucket, one for +Inf, the sum
+    return offsets, at
+
+
+OFFSETS, CELLS = _layout()
+
+
+@dataclass(frozen=True)
+class ReadKey:
+    """What reads are told apart by: the mount point that serves them and the data source."""
+
+    mount: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts per bucket (not cumulative, the last one is +Inf) and the sum of the observed values."""
+
+    bounds: tuple[float, ...]
+    counts: list[float]
+    sum: float
+
+
+def board_path(folder: Path, rank: int) -> Path:
+    """The board of global rank `rank` in an agent's board folder."""
+    return folder / f"rank-{rank:05d}.board"
+
+
+class Board:
+    """One rank's cells. `open_for_write` in the trainer, `open_for_read` in the agent (which may also set `stop_request`)."""
+
+    def __init__(self, path: Path, cells: memoryview) -> None:
+        self.path = path
+        self._cells = cells
+
+    @classmethod
+    def open_for_write(cls, path: Path) -> "Board":
+        """Map `path`, creating it if need be; counters of an earlier process of this rank are kept."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(fd, CELLS * 8)
+            board = cls(path, memoryview(mmap.mmap(fd, CELLS * 8)).cast("d"))
+        finally:
+            os.close(fd)
+        if board._cells[0] != MAGIC:
+            board._cells[:] = memoryview(bytes(CELLS * 8)).cast("d")
+            board._cells[0] = MAGIC
+        return board
+
+    @classmethod
+    def open_for_read(cls, path: Path) -> "Board":
+        """Map an existing board. Raises FileNotFoundError, or ValueError where the file is not a board of this version."""
+        fd = os.open(path, os.O_RDWR)
+        try:
+            if os.fstat(fd).st_size != CELLS * 8:
+                raise ValueError(f"{path} is not a board of this version")
+            board = cls(path, memoryview(mmap.mmap(fd, CELLS * 8)).cast("d"))
+        finally:
+            os.close(fd)
+        if board._cells[0] != MAGIC:
+            raise ValueError(f"{path} is not a board of this version")
+        return board
+
+    def get(self, name: str, index: int = 0) -> float:
+        return self._cells[OFFSETS[name] + index]
+
+    def set(self, name: str, value: float, index: int = 0) -> None:
+        self._cells[OFFSETS[name] + index] = value
+
+    def add(self, name: str, value: float, index: int = 0) -> None:
+        self._cells[OFFSETS[name] + index] += value
+
+    def observe(self, histogram: str, value: float, row: int = 0) -> None:
+        """Count `value` (seconds) in the row's bucket and add it to the row's sum."""
+        bounds = HISTOGRAMS[histogram][1]
+        at = OFFSETS[histogram] + row * (len(bounds) + 2)
+        self._cells[at + bisect_left(bounds, value)] += 1
+        self._cells[at + len(bounds) + 1] += value
+
+    def histogram(self, name: str, row: int = 0) -> Histogram:
+        bounds = HISTOGRAMS[name][1]
+        at = OFFSETS[name] + row * (len(bounds) + 2)
+        cells = self._cells[at : at + len(bounds) + 2].tolist()
+        return Histogram(bounds, cells[:-1], cells[-1])
+
+    def write_read_keys(self, keys: list[ReadKey]) -> None:
+        """Name the rows of the read cells, atomically, beside the board. Raises ValueError for more than MAX_READ_KEYS."""
+        if len(keys) > MAX_READ_KEYS:
+            raise ValueError(f"{len(keys)} pairs of mount and source; at most {MAX_READ_KEYS} can be told apart")
+        temporary = self.path.with_suffix(".keys.tmp")
+        temporary.write_text(json.dumps([asdict(key) for key in keys]))
+        os.replace(temporary, self.path.with_suffix(".keys"))
+
+    def read_keys(self) -> list[ReadKey]:
+        """The names of the read rows; empty until the trainer has opened its data."""
+        try:
+            return [ReadKey(**key) for key in json.loads(self.path.with_suffix(".keys").read_text())]
+        except (FileNotFoundError, ValueError):
+            return []
