@@ -1,0 +1,85 @@
+"""Writing files so that a reader never sees half of one, whatever is killed when."""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text`: complete, on disk, or not at all. Raises OSError (disk full, no permission)."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of `value` as indented JSON."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`, or None where there is no such file. Raises ValueError for something else than JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write, under a lock where the file system has locks, so that lines of several
+    writers never mix. Raises OSError."""
+    line = (json.dumps(record) + "\n").encode()
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a mount without locks: O_APPEND alone must do
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a writer was killed inside its line: keep ours whole
+        os.write(fd, line)
+    finally:
+        os.close(fd)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole JSON object in `path`, in order; half a line left by a kill is passed over. Nothing for a missing file."""
+    try:
+        f = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 (a generator closes it below)
+    except FileNotFoundError:
+        return
+    with f:
+        for line in f:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames in `path` survive a power loss, where the file system lets a folder be synced."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

@@ -1,0 +1,179 @@
+"""Paths and records of one run folder.
+
+    RUNS/NAME/
+      config.yaml  plan.json  run.json     the resolved config; the plan; id, job, versions
+      submit/                              batch script and submitit's files
+      events.jsonl  metrics.jsonl          the ledger; one line per logged step
+      attempts/000/                        one folder per start of the job: attempt.json, NODE.log, outcome.json
+      checkpoints/step-00002000/           complete checkpoints; `latest` names the newest
+      excluded_nodes.json                  nodes that the run will not use again, and why
+"""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from harness.config.schema import RootConfig
+from harness.run.files import append_json_line, read_json, read_json_lines, write_atomic, write_json
+
+
+class RunFolderError(Exception):
+    """The run folder is missing, not writable or not one of ours; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. Creating the object touches nothing."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def submit_dir(self) -> Path:
+        return self.path / "submit"
+
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts_dir(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def excluded_path(self) -> Path:
+        return self.path / "excluded_nodes.json"
+
+    @property
+    def calibration_path(self) -> Path:
+        """What the run itself found to be its normal speed; kept so that a restart on a slow node is seen as slow."""
+        return self.path / "calibration.json"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.attempts_dir / f"{attempt:03d}"
+
+    def create(self) -> None:
+        """Make the folder and its fixed subfolders. Raises RunFolderError where that can't be."""
+        try:
+            for folder in (self.path, self.submit_dir, self.attempts_dir, self.checkpoints_dir):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"runs_dir/run.name: can't write to {self.path} ({error.strerror}); "
+                "set runs_dir to a folder that you may write to and that every node sees"
+            ) from error
+
+    def save_config(self, config: RootConfig) -> None:
+        """Write the resolved config."""
+        write_atomic(self.config_path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+    def load_config(self) -> RootConfig:
+        """The config that the run was launched with. Raises RunFolderError where there is none or it can't be read."""
+        try:
+            loaded = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.load(self.config_path))
+            config = OmegaConf.to_object(loaded)
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml") from error
+        except Exception as error:
+            raise RunFolderError(f"{self.config_path} can't be read: {error}") from error
+        assert isinstance(config, RootConfig)
+        return config
+
+    def record(self) -> dict[str, Any]:
+        """run.json: run_id, job_id, submitted, versions; empty before the first submission."""
+        return read_json(self.record_path) or {}
+
+    def update_record(self, **fields: Any) -> None:
+        """Set fields of run.json, keeping the others."""
+        write_json(self.record_path, {**self.record(), **fields})
+
+    def excluded_nodes(self) -> dict[str, str]:
+        """Node -> why the run will not use it again."""
+        return read_json(self.excluded_path) or {}
+
+    def exclude_node(self, node: str, why: str) -> bool:
+        """Keep `node` out of the run from now on; False where it was already excluded."""
+        nodes = self.excluded_nodes()
+        if node in nodes:
+            return False
+        write_json(self.excluded_path, {**nodes, node: why})
+        return True
+
+    def attempts(self) -> list[int]:
+        """Numbers of all attempts so far, ascending."""
+        try:
+            names = os.listdir(self.attempts_dir)
+        except FileNotFoundError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def newest_attempt(self) -> int | None:
+        """Number of the newest attempt; an older one that still runs must not write any more."""
+        attempts = self.attempts()
+        return attempts[-1] if attempts else None
+
+    def ledger(self, attempt: int | None, node: str | None = None) -> "Ledger":
+        return Ledger(self.events_path, attempt, node)
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_json_lines(self.events_path))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_json_lines(self.metrics_path))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Appends events to events.jsonl. Losing an event must never stop training, so a full disk only loses the line."""
+
+    path: Path
+    attempt: int | None
+    node: str | None = None
+
+    def write(self, event: str, step: int | None = None, **fields: Any) -> None:
+        """One line: time, event, attempt, step, node, and whatever explains the event."""
+        record = {"time": round(time.time(), 3), "event": event, "attempt": self.attempt, "step": step}
+        if self.node is not None:
+            record["node"] = self.node
+        try:
+            append_json_line(self.path, {**record, **fields})
+        except OSError as error:
+            print(f"could not write event {event} to {self.path}: {error}", flush=True)
+
+
+def config_as_dict(config: RootConfig) -> dict[str, Any]:
+    """Plain nested dict of the config, enums by value."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict) and dataclasses.is_dataclass(config)
+    return {str(key): value for key, value in container.items()}
