@@ -5,20 +5,20 @@ need more than one field live in `harness.config.check`. Importing this module c
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 UNSET = "???"
 """A value that the user must give, in OmegaConf's notation."""
 
 
-class ClusterKind(str, Enum):
+class ClusterKind(StrEnum):
     """Where the job runs."""
 
     slurm = "slurm"
     local = "local"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of the matrix products; master weights and optimizer state are fp32 in each."""
 
     bf16 = "bf16"
@@ -26,28 +26,28 @@ class Precision(str, Enum):
     fp32 = "fp32"
 
 
-class ActivationCheckpoint(str, Enum):
+class ActivationCheckpoint(StrEnum):
     """What the backward pass recomputes instead of keeping."""
 
     none = "none"
     full = "full"
 
 
-class NonFinitePolicy(str, Enum):
+class NonFinitePolicy(StrEnum):
     """What happens on a NaN or Inf in loss or gradient norm."""
 
     skip = "skip"
     stop = "stop"
 
 
-class MonitorMode(str, Enum):
+class MonitorMode(StrEnum):
     """How metrics reach Prometheus."""
 
     pull = "pull"
     off = "off"
 
 
-class Decay(str, Enum):
+class Decay(StrEnum):
     """Shape of the learning rate on its way down."""
 
     linear = "linear"
@@ -58,7 +58,7 @@ class Decay(str, Enum):
 @dataclass
 class RunConfig:
     name: str = UNSET
-    """Folder name under `runs_dir`. Launching an existing name resumes that run. Letters, digits, `.`, `_`, `-`, `=`, `,`."""
+    """Folder name under `runs_dir`. Launching an existing name resumes that run. Letters, digits and `._-=,`."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 The trainer writes 8-byte floats in place, which costs well under a microsecond and never blocks; the agent reads them
 at scrape time. No locks: each cell has one writer, and an aligned 8-byte store is atomic on the machines we run on.
-The file survives the rank, so counters go on across restarts inside one attempt and a dead rank's last words stay readable.
+The file survives the rank: counters go on across restarts inside one attempt, and a dead rank's last words can be read.
 """
 
 import json
@@ -108,9 +108,9 @@ def board_path(folder: Path, rank: int) -> Path:
 
 
 class Board:
-    """One rank's cells. `open_for_write` in the trainer, `open_for_read` in the agent (which may also set `stop_request`)."""
+    """One rank's cells: `open_for_write` in the trainer, `open_for_read` in the agent, which sets only `stop_request`."""
 
-    def __init__(self, path: Path, cells: memoryview) -> None:
+    def __init__(self, path: Path, cells: "memoryview[float]") -> None:
         self.path = path
         self._cells = cells
 
@@ -131,7 +131,7 @@ class Board:
 
     @classmethod
     def open_for_read(cls, path: Path) -> "Board":
-        """Map an existing board. Raises FileNotFoundError, or ValueError where the file is not a board of this version."""
+        """Map an existing board. Raises FileNotFoundError, or ValueError for anything but a board of this version."""
         fd = os.open(path, os.O_RDWR)
         try:
             if os.fstat(fd).st_size != CELLS * 8:
@@ -166,7 +166,7 @@ class Board:
         return Histogram(bounds, cells[:-1], cells[-1])
 
     def write_read_keys(self, keys: list[ReadKey]) -> None:
-        """Name the rows of the read cells, atomically, beside the board. Raises ValueError for more than MAX_READ_KEYS."""
+        """Name the read rows, atomically, beside the board. Raises ValueError for more than MAX_READ_KEYS."""
         if len(keys) > MAX_READ_KEYS:
             raise ValueError(f"{len(keys)} pairs of mount and source; at most {MAX_READ_KEYS} can be told apart")
         temporary = self.path.with_suffix(".keys.tmp")

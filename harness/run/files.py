@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one, whatever is killed when."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -43,10 +44,8 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     line = (json.dumps(record) + "\n").encode()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        try:
+        with contextlib.suppress(OSError):  # a mount without locks: O_APPEND alone must do
             fcntl.lockf(fd, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a mount without locks: O_APPEND alone must do
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line  # a writer was killed inside its line: keep ours whole
@@ -56,7 +55,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole JSON object in `path`, in order; half a line left by a kill is passed over. Nothing for a missing file."""
+    """Every whole JSON object in `path`, in order; half a line left by a kill is passed over. No file: nothing."""
     try:
         f = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 (a generator closes it below)
     except FileNotFoundError:
@@ -77,9 +76,6 @@ def fsync_folder(path: Path) -> None:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
         return
-    try:
+    with contextlib.suppress(OSError):
         os.fsync(fd)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
+    os.close(fd)

@@ -1,12 +1,12 @@
 """Paths and records of one run folder.
 
-    RUNS/NAME/
-      config.yaml  plan.json  run.json     the resolved config; the plan; id, job, versions
-      submit/                              batch script and submitit's files
-      events.jsonl  metrics.jsonl          the ledger; one line per logged step
-      attempts/000/                        one folder per start of the job: attempt.json, NODE.log, outcome.json
-      checkpoints/step-00002000/           complete checkpoints; `latest` names the newest
-      excluded_nodes.json                  nodes that the run will not use again, and why
+RUNS/NAME/
+  config.yaml  plan.json  run.json     the resolved config; the plan; id, job, versions
+  submit/                              batch script and submitit's files
+  events.jsonl  metrics.jsonl          the ledger; one line per logged step
+  attempts/000/                        one folder per start of the job: attempt.json, NODE.log, outcome.json
+  checkpoints/step-00002000/           complete checkpoints; `latest` names the newest
+  excluded_nodes.json                  nodes that the run will not use again, and why
 """
 
 import dataclasses

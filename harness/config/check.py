@@ -1,0 +1,246 @@
+"""Checks that cross the fields of one config. Each problem is a sentence: the key, its value and what would be right."""
+
+import re
+from collections.abc import Iterator
+
+from harness.config.layout import ranks_per_node
+from harness.config.schema import ClusterKind, Precision, RootConfig
+
+MODEL_TYPES = ("smollm3", "llama", "qwen3")
+TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
+
+
+def check(config: RootConfig) -> list[str]:
+    """Every problem that makes the config impossible, without looking at the machine. Empty: it can be planned."""
+    return [
+        *_check_ranges(config),
+        *_check_cluster(config),
+        *_check_model(config),
+        *_check_parallel(config),
+        *_check_data(config),
+        *_check_schedule(config),
+    ]
+
+
+def time_limit_minutes(text: str) -> int:
+    """Slurm's time formats in whole minutes, rounded up. Raises ValueError for anything else."""
+    if not TIME.match(text):
+        raise ValueError(f"{text} is not a time limit")
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        hours, minutes, seconds = (parts + [0, 0])[:3]
+        minutes += int(days) * 24 * 60 + hours * 60
+    elif len(parts) == 3:
+        minutes, seconds = parts[0] * 60 + parts[1], parts[2]
+    else:
+        minutes, seconds = (parts + [0])[:2]
+    return minutes + (1 if seconds else 0)
+
+
+def _check_ranges(config: RootConfig) -> Iterator[str]:
+    at_least_one = {
+        "cluster.nodes": config.cluster.nodes,
+        "cluster.max_restarts_without_progress": config.cluster.max_restarts_without_progress,
+        "train.steps": config.train.steps,
+        "train.micro_batch_size": config.train.micro_batch_size,
+        "train.global_batch_size": config.train.global_batch_size,
+        "train.log_every": config.train.log_every,
+        "train.max_nonfinite": config.train.max_nonfinite,
+        "data.seq_len": config.data.seq_len,
+        "data.read_ahead_batches": config.data.read_ahead_batches,
+        "data.read_threads": config.data.read_threads,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep": 1 if config.checkpoint.keep is None else config.checkpoint.keep,
+        "model.hidden_size": config.model.hidden_size,
+        "model.num_hidden_layers": config.model.num_hidden_layers,
+        "model.num_attention_heads": config.model.num_attention_heads,
+        "model.num_key_value_heads": config.model.num_key_value_heads,
+        "model.vocab_size": config.model.vocab_size,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            yield f"{key}={value}: must be at least 1"
+    not_negative = {
+        "cluster.gpus_per_node": config.cluster.gpus_per_node,
+        "optim.lr": config.optim.lr,
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.clip_grad_norm": config.optim.clip_grad_norm,
+        "schedule.warmup_steps": config.schedule.warmup_steps,
+        "monitor.port": config.monitor.port,
+        "monitor.canary_seconds": config.monitor.canary_seconds,
+    }
+    for key, number in not_negative.items():
+        if number < 0:
+            yield f"{key}={number}: must not be negative"
+    if config.monitor.port > 65535:
+        yield f"monitor.port={config.monitor.port}: ports end at 65535; 0 takes any free one"
+    if config.data.read_threads > 64:
+        yield f"data.read_threads={config.data.read_threads}: at most 64"
+    expected = config.monitor.expected_tokens_per_second
+    if expected is not None and expected <= 0:
+        yield f"monitor.expected_tokens_per_second={expected}: must be positive, or null to let the run calibrate itself"
+
+
+def _check_cluster(config: RootConfig) -> Iterator[str]:
+    cluster = config.cluster
+    ranks = ranks_per_node(config)
+    if cluster.gpus_per_node and ranks != cluster.gpus_per_node:
+        yield (
+            f"cluster.ranks_per_node={ranks}: with cluster.gpus_per_node={cluster.gpus_per_node} there is one rank per "
+            f"GPU; leave it null or set {cluster.gpus_per_node}"
+        )
+    if cluster.kind is ClusterKind.local and cluster.nodes != 1:
+        yield f"cluster.nodes={cluster.nodes}: cluster=local is one machine; set cluster.nodes=1 or cluster=slurm"
+    if cluster.spares:
+        yield f"cluster.spares={cluster.spares}: spare nodes inside the allocation are not supported yet; set 0"
+    if cluster.cpus_per_node is not None and cluster.cpus_per_node < ranks:
+        yield f"cluster.cpus_per_node={cluster.cpus_per_node}: fewer cores than the {ranks} ranks; set {ranks} or more, or null"
+    if not TIME.match(cluster.time):
+        yield f"cluster.time={cluster.time}: write minutes, HH:MM:SS or D-HH:MM:SS"
+    elif time_limit_minutes(cluster.time) * 60 <= cluster.signal_delay_seconds:
+        yield (
+            f"cluster.time={cluster.time}: not longer than cluster.signal_delay_seconds={cluster.signal_delay_seconds}, "
+            "so the run would save and stop at once; lengthen the one or shorten the other"
+        )
+    for flag in cluster.sbatch:
+        if flag in RESERVED_SBATCH:
+            yield f"cluster.sbatch.{flag}={cluster.sbatch[flag]}: set by the harness; use {RESERVED_SBATCH[flag]}"
+        elif not re.fullmatch(r"[a-z][a-z0-9-]*", flag.replace("_", "-")):
+            yield f"cluster.sbatch.{flag}: not the name of an sbatch flag; write it without dashes in front"
+
+
+RESERVED_SBATCH = {
+    "nodes": "cluster.nodes",
+    "time": "cluster.time",
+    "ntasks-per-node": "one agent per node; cluster.ranks_per_node sets the trainers",
+    "ntasks_per_node": "one agent per node; cluster.ranks_per_node sets the trainers",
+    "exclude": "cluster.exclude",
+    "partition": "cluster.partition",
+    "account": "cluster.account",
+    "qos": "cluster.qos",
+    "signal": "cluster.signal_delay_seconds",
+    "gpus-per-node": "cluster.gpus_per_node",
+    "gpus_per_node": "cluster.gpus_per_node",
+    "cpus-per-task": "cluster.cpus_per_node",
+    "cpus_per_task": "cluster.cpus_per_node",
+    "job-name": "run.name",
+    "job_name": "run.name",
+    "output": "the run folder",
+    "error": "the run folder",
+    "array": "-m, one job per run",
+}
+
+
+def _check_model(config: RootConfig) -> Iterator[str]:
+    model = config.model
+    if model.model_type not in MODEL_TYPES:
+        yield f"model.model_type={model.model_type}: choose one of {', '.join(MODEL_TYPES)}"
+    if model.num_key_value_heads > 0 and model.num_attention_heads % model.num_key_value_heads:
+        yield (
+            f"model.num_key_value_heads={model.num_key_value_heads}: must divide "
+            f"model.num_attention_heads={model.num_attention_heads}"
+        )
+    if model.head_dim is None and model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
+        yield (
+            f"model.num_attention_heads={model.num_attention_heads}: must divide model.hidden_size={model.hidden_size}, "
+            "or set model.head_dim"
+        )
+    if model.no_rope_layer_interval and model.model_type != "smollm3":
+        yield (
+            f"model.no_rope_layer_interval={model.no_rope_layer_interval}: only smollm3 has layers without rotary "
+            f"positions; set 0 for {model.model_type}"
+        )
+    if config.data.seq_len > model.max_position_embeddings:
+        yield (
+            f"data.seq_len={config.data.seq_len}: longer than "
+            f"model.max_position_embeddings={model.max_position_embeddings}; shorten the one or raise the other"
+        )
+
+
+def _check_parallel(config: RootConfig) -> Iterator[str]:
+    parallel, train = config.parallel, config.train
+    world = config.cluster.nodes * ranks_per_node(config)
+    for name in ("cp", "pp"):
+        if getattr(parallel, name) != 1:
+            yield f"parallel.{name}={getattr(parallel, name)}: not supported yet; set 1"
+    if train.precision is Precision.fp8:
+        yield "train.precision=fp8: not supported yet; set bf16"
+    if parallel.dp_replicate < 1 or parallel.tp < 1 or (parallel.dp_shard < 1 and parallel.dp_shard != -1):
+        yield (
+            f"parallel: dp_replicate={parallel.dp_replicate}, dp_shard={parallel.dp_shard}, tp={parallel.tp}: "
+            "each at least 1; dp_shard=-1 takes all that is left"
+        )
+        return
+    if config.model.num_key_value_heads % parallel.tp:
+        yield f"parallel.tp={parallel.tp}: must divide model.num_key_value_heads={config.model.num_key_value_heads}"
+    if ranks_per_node(config) % parallel.tp:
+        yield f"parallel.tp={parallel.tp}: must divide the {ranks_per_node(config)} ranks of a node"
+    others = parallel.dp_replicate * parallel.tp
+    shard = world // others if parallel.dp_shard == -1 else parallel.dp_shard
+    if shard * others != world:
+        yield (
+            f"parallel: dp_replicate={parallel.dp_replicate} x dp_shard={parallel.dp_shard} x tp={parallel.tp} does not "
+            f"make the {world} ranks of {config.cluster.nodes} nodes x {ranks_per_node(config)}; "
+            "set dp_shard=-1, or change cluster.nodes"
+        )
+        return
+    samples = train.micro_batch_size * parallel.dp_replicate * shard
+    if samples > 0 and train.global_batch_size % samples:
+        lower = max(samples, train.global_batch_size // samples * samples)
+        yield (
+            f"train.global_batch_size={train.global_batch_size}: must be a multiple of train.micro_batch_size="
+            f"{train.micro_batch_size} x {parallel.dp_replicate * shard} data-parallel ranks = {samples}; "
+            f"nearest: {lower} or {lower + samples}"
+        )
+
+
+def _check_data(config: RootConfig) -> Iterator[str]:
+    data = config.data
+    if data.stage_to is not None:
+        yield f"data.stage_to={data.stage_to}: staging is not supported yet; stage by hand and set null"
+    if not data.stages:
+        yield "data.stages is empty: choose a data config (data=NAME), or give sources and stages"
+    previous = 0
+    for index, stage in enumerate(data.stages):
+        name = f"data.stages[{index}] ({stage.name})"
+        last = index == len(data.stages) - 1
+        if stage.until_step is None and not last:
+            yield f"{name}.until_step=null: only the last stage may go on to the end"
+        if stage.until_step is not None:
+            if stage.until_step <= previous:
+                yield f"{name}.until_step={stage.until_step}: must come after step {previous}"
+            if last and stage.until_step < config.train.steps:
+                yield f"{name}.until_step={stage.until_step}: train.steps={config.train.steps} goes on after it; set null"
+            previous = stage.until_step
+        unknown = sorted(set(stage.weights) - set(data.sources))
+        if unknown:
+            yield f"{name}.weights names {', '.join(unknown)}: no such data.sources; there are {', '.join(data.sources)}"
+        negative = sorted(key for key, weight in stage.weights.items() if not 0 <= weight < float("inf"))
+        if negative:
+            yield f"{name}.weights of {', '.join(negative)}: must be finite and not negative"
+        elif sum(stage.weights.values()) <= 0:
+            yield f"{name}.weights sum to 0: give at least one source a weight"
+    used = {source for stage in data.stages for source, weight in stage.weights.items() if weight > 0}
+    for source in sorted(set(data.sources) - used):
+        yield f"data.sources.{source} has no weight in any stage: add one, or remove the source with ~data.sources.{source}"
+
+
+def _check_schedule(config: RootConfig) -> Iterator[str]:
+    schedule, optim = config.schedule, config.optim
+    if optim.name != "adamw":
+        yield f"optim.name={optim.name}: choose adamw"
+    if schedule.name not in ("wsd", "cosine"):
+        yield f"schedule.name={schedule.name}: choose wsd or cosine"
+    if not 0 <= schedule.final_lr_ratio <= 1:
+        yield f"schedule.final_lr_ratio={schedule.final_lr_ratio}: a share of the peak, between 0 and 1"
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1"
+    decay = schedule.decay_steps
+    if decay is not None and decay < 0:
+        yield f"schedule.decay_steps={decay}: must not be negative"
+    if schedule.warmup_steps + (decay or 0) > config.train.steps:
+        yield (
+            f"schedule.warmup_steps={schedule.warmup_steps} + schedule.decay_steps={decay or 0} exceed "
+            f"train.steps={config.train.steps}"
+        )
