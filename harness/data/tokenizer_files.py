@@ -1,0 +1,75 @@
+"""What the data needs to know of a tokenizer, read from its JSON files: size, end-of-document token, identity.
+
+Reads files only: no tokenizers library (launch must stay quick) and never the network.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.data.errors import DataError
+
+USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
+"""Names to look for where no file beside tokenizer.json names the end-of-document token."""
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """One tokenizer.json."""
+
+    path: Path
+    size: int
+    """Highest token id + 1, added tokens included: what an embedding must hold."""
+    eos_token: str | None
+    eos_token_id: int | None
+    identity: str
+    """Digest of vocabulary and merges: equal for tokenizers that cut text alike."""
+
+
+def locate_tokenizer(name: str, near: Path | None = None) -> Path | None:
+    """The tokenizer.json that `name` means: a file, a folder, a path relative to `near`, or a cached hub repository."""
+    roots = [Path(name).expanduser()] + ([near / name] if near else [])
+    for root in roots:
+        for candidate in (root, root / "tokenizer.json"):
+            if candidate.is_file():
+                return candidate
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        return Path(cached) if isinstance(cached, str) else None
+    return None
+
+
+@lru_cache(maxsize=32)
+def read_tokenizer(path: Path) -> TokenizerFacts:
+    """Read a tokenizer.json. Raises DataError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model = content["model"]
+        vocab = model["vocab"]
+        # Unigram models store a list of [piece, score], all others piece -> id.
+        ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
+        ids = ids | {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        size = max(ids.values()) + 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library: {error!r}") from None
+    eos = _named_eos(path.parent) or next((name for name in USUAL_EOS if name in ids), None)
+    identity = hashlib.blake2b(json.dumps([vocab, model.get("merges")], sort_keys=True).encode(), digest_size=16)
+    return TokenizerFacts(path, size, eos, ids.get(eos) if eos else None, identity.hexdigest())
+
+
+def _named_eos(folder: Path) -> str | None:
+    """The end-of-document token that the files beside tokenizer.json name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(token, dict):  # transformers writes an added token as an object
+            token = token.get("content")
+        if isinstance(token, str):
+            return token
+    return None
