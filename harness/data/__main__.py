@@ -1,0 +1,63 @@
+"""Command line: `python -m harness.data prepare` makes token files, `python -m harness.data corpus` gets text for the demo."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.data.errors import DataError
+from harness.data.inputs import FORMATS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 2 bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "corpus":
+            from harness.data.corpus import make_corpus
+
+            print(make_corpus(options.output))
+        else:
+            from harness.data.prepare import Request, prepare
+
+            wanted = {key: value for key, value in vars(options).items() if key != "command"}
+            prepare(Request(**wanted))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.data", description="Prepare data for training.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser(
+        "prepare", help="turn documents into token files", description="Turn documents into token files."
+    )
+    prepare.add_argument(
+        "--input", required=True, help="file or folder, a data set saved with save_to_disk, or a hub name"
+    )
+    prepare.add_argument(
+        "--output", required=True, type=Path, help="folder to make; complete or absent, never overwritten"
+    )
+    prepare.add_argument("--format", choices=FORMATS, help="default: by file names; needed for a hub name")
+    prepare.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    prepare.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or tokenizer.json (default: train a byte-level BPE)"
+    )
+    prepare.add_argument("--vocab-size", type=int, metavar="N", help="size of the tokenizer to train (default: 4096)")
+    prepare.add_argument(
+        "--eos-token", metavar="TEXT", help="end-of-document token, where --tokenizer does not name it"
+    )
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one per core)")
+    corpus = commands.add_parser(
+        "corpus", help="get text for the demo", description="Get a few megabytes of real text."
+    )
+    corpus.add_argument("--output", required=True, type=Path, help="folder to make")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

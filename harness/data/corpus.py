@@ -1,0 +1,104 @@
+"""Real text for the demo that any Debian machine can get: the sources of Python's documentation, taken from its package
+without installing it, or the shorter help topics that come with Python itself."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.data.errors import DataError
+
+PACKAGES = ("python3.11-doc", "python3.13-doc", "python3.12-doc", "python3.10-doc")
+"""Debian's and Ubuntu's packages, the first that can be had is taken. reStructuredText under html/_sources."""
+PACKAGE_LICENCE = "PSF-2.0 (Python Software Foundation License), see COPYRIGHT"
+MAX_BYTES = 12_000_000
+"""Text taken, at most."""
+DOWNLOAD_SECONDS = 60
+SOURCES = "SOURCES.txt"
+
+
+def make_corpus(output: Path) -> str:
+    """Write `output`/text/*.txt and `output`/SOURCES.txt and return what was done, in a sentence.
+
+    Needs neither root nor network. An existing corpus is left as it is. Raises DataError when `output` is something else
+    or cannot be written.
+    """
+    output = output.expanduser().absolute()
+    if (output / SOURCES).is_file():
+        return f"{output} is already there: {(output / SOURCES).read_text().splitlines()[0]}"
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"--output {output}: exists and is no corpus made by this command. Choose another folder.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            made = Path(scratch) / "corpus"
+            (made / "text").mkdir(parents=True)
+            line = _from_package(Path(scratch), made) or _from_pydoc(made)
+            files = list((made / "text").iterdir())
+            size = sum(file.stat().st_size for file in files)
+            (made / SOURCES).write_text(f"{line}\n{len(files)} files, {size} bytes of text\n")
+            os.rename(made, output)
+    except OSError as error:
+        raise DataError(f"--output {output}: cannot write it: {error.strerror}") from None
+    return f"{output}: {len(files)} files, {size / 1e6:.1f} MB of text. {line}"
+
+
+def _from_package(scratch: Path, made: Path) -> str | None:
+    """Download and unpack the first package that can be had; None where there is none (no apt, no network)."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return None
+    for package in PACKAGES:
+        options = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::https::Timeout=10"]
+        if not _run(["apt-get", *options, "download", package], scratch):
+            continue
+        archive = next(scratch.glob(f"{package}_*.deb"))
+        tree = scratch / package
+        if not _run(["dpkg-deb", "--extract", str(archive), str(tree)], scratch):
+            continue
+        if not _write_texts(_documentation(tree), made / "text"):
+            continue
+        for copyright_file in tree.glob("usr/share/doc/*/copyright"):
+            shutil.copyfile(copyright_file, made / "COPYRIGHT")
+        version = archive.name.split("_")[1].replace("%3a", ":")
+        return f"Package {package}, version {version}, licence {PACKAGE_LICENCE}."
+    return None
+
+
+def _run(command: list[str], folder: Path) -> bool:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=DOWNLOAD_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _documentation(tree: Path) -> Iterator[tuple[str, str]]:
+    for file in sorted(tree.glob("usr/share/doc/*/html/_sources/**/*.rst.txt")):
+        folder = next(parent for parent in file.parents if parent.name == "_sources")
+        name = str(file.relative_to(folder)).replace("/", "-").removesuffix(".rst.txt")
+        yield name, file.read_text(encoding="utf-8", errors="replace")
+
+
+def _from_pydoc(made: Path) -> str:
+    from pydoc_data.topics import topics
+
+    _write_texts(((re.sub(r"\W", "_", name), text) for name, text in sorted(topics.items())), made / "text")
+    return (
+        f"Help topics of Python {platform.python_version()} (pydoc_data.topics), licence PSF-2.0 (Python Software Foundation "
+        "License): no documentation package could be had."
+    )
+
+
+def _write_texts(texts: Iterator[tuple[str, str]], folder: Path) -> int:
+    """Write files until the corpus is full; returns their size in bytes."""
+    total = 0
+    for name, text in texts:
+        data = text.encode()
+        if data.strip() and total + len(data) <= MAX_BYTES:
+            (folder / f"{name}.txt").write_bytes(data)
+            total += len(data)
+    return total
