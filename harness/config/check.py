@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from harness.config.layout import ranks_per_node
 from harness.config.schema import ClusterKind, Precision, RootConfig
+from harness.model.family import MODEL_TYPES, tensor_parallel_problems
 
-MODEL_TYPES = ("smollm3", "llama", "qwen3")
 TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
 
 
@@ -172,8 +172,7 @@ def _check_parallel(config: RootConfig) -> Iterator[str]:
             "each at least 1; dp_shard=-1 takes all that is left"
         )
         return
-    if config.model.num_key_value_heads % parallel.tp:
-        yield f"parallel.tp={parallel.tp}: must divide model.num_key_value_heads={config.model.num_key_value_heads}"
+    yield from tensor_parallel_problems(config.model, parallel.tp)
     if ranks_per_node(config) % parallel.tp:
         yield f"parallel.tp={parallel.tp}: must divide the {ranks_per_node(config)} ranks of a node"
     others = parallel.dp_replicate * parallel.tp

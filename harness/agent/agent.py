@@ -1,0 +1,213 @@
+"""The agent's life on one node: join the attempt, start the ranks, watch them, export metrics, and leave word at the end."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+from harness.agent.hang import HangWatch
+from harness.agent.join import Refused, join_attempt
+from harness.agent.metrics import NodeMetrics
+from harness.agent.node import Node, this_node
+from harness.config.layout import ranks_per_node
+from harness.config.schema import RootConfig
+from harness.observe.board import Board, RankState
+from harness.run.attempt import Attempt, Outcome, log_path, write_end, write_outcome
+from harness.run.exit_codes import NONFINITE, NOT_RETRIED, OK
+from harness.run.folder import RunFolder
+
+WATCH_SECONDS = 0.25
+LEDGER_SECONDS = 5.0
+TERMINATE_SECONDS = 2.0
+"""How long the launcher gets to end after SIGTERM; Slurm's KillWait is 30 s by default, and 5 s on some sites."""
+EXIT_MEANING = {
+    2: "the config, the data or the model is wrong (see the log)",
+    66: "loss or gradients stayed NaN or Inf",
+    67: "too many restarts in a row without a new step",
+    68: "a newer attempt of the run has taken over",
+    69: "the last checkpoint could not be written",
+}
+
+
+def run_agent(run_path: str) -> int:
+    """Run this node's part of the run's job to its end; returns the exit code of the task."""
+    # submitit's handlers go: they would requeue from here, and keep SIGTERM from ending us
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    run = RunFolder(Path(run_path))
+    config = run.load_config()
+    node = this_node()
+    try:
+        attempt = join_attempt(run, config, node)
+    except Refused as refusal:
+        print(refusal, flush=True)
+        return refusal.exit_code
+    _write_to(log_path(run, attempt.number, node.name))
+    return Agent(config, run, attempt, node).run()
+
+
+def _write_to(log: Path) -> None:
+    """Send all that this process and its children print to the attempt's log of this node."""
+    print(f"the log goes on in {log}", flush=True)
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+class Agent:
+    """Watches one node's ranks from their start to the end of the attempt."""
+
+    def __init__(self, config: RootConfig, run: RunFolder, attempt: Attempt, node: Node) -> None:
+        self._config, self._run, self._attempt, self._node = config, run, attempt, node
+        self._ledger = run.ledger(attempt.number, node.name)
+        self._boards_dir = _boards_dir(run, node)
+        self._restarts = Counter[str]()
+        self._hang = HangWatch(config.cluster.hang_seconds)
+        self._stop = threading.Event()
+        self._terminated = False
+
+    def run(self) -> int:
+        """Returns 0 when the run is finished or has stopped on request, else the code that ended it."""
+        signal.signal(signal.SIGUSR2, self._on_stop)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        self._count_restarts()
+        metrics = NodeMetrics(self._config, self._run, self._attempt, self._node, self._boards_dir, self._restarts)
+        self._ledger.write("agent_start", pid=os.getpid(), metrics=metrics.url)
+        launcher = self._start_launcher()
+        try:
+            code = self._watch(launcher)
+        finally:
+            _end(launcher)
+            outcome = self._outcome(launcher.returncode)
+            write_end(self._run, self._attempt.number, self._node.name, outcome.state)
+            if self._node.is_head:
+                write_outcome(self._run, self._attempt.number, outcome)
+                self._ledger.write(
+                    "attempt_end", step=self._step(), state=outcome.state, reason=outcome.reason, why=outcome.why
+                )
+            print(f"attempt {self._attempt.number} on {self._node.name}: {outcome.state}; {outcome.why}", flush=True)
+            metrics.close()
+            shutil.rmtree(self._boards_dir, ignore_errors=True)
+        return code
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+
+    def _start_launcher(self) -> "subprocess.Popen[bytes]":
+        attempt, node = self._attempt, self._node
+        command = [
+            sys.executable, "-u", "-m", "harness.agent.launcher", str(self._run.path),
+            "--attempt", str(attempt.number), "--node", node.name, "--address", node.address,
+            "--nodes", str(len(attempt.nodes)), "--ranks", str(ranks_per_node(self._config)),
+            "--rendezvous", f"{attempt.rendezvous_host}:{attempt.rendezvous_port}", "--boards", str(self._boards_dir),
+            *(["--head"] if node.is_head else []),
+        ]  # fmt: skip
+        environment = {
+            **os.environ,
+            "HARNESS_BOARD_DIR": str(self._boards_dir),
+            "HARNESS_ATTEMPT": str(attempt.number),
+            "HARNESS_NODE": node.name,
+            # the same number on every start, or the sums of a restart would differ in their last bit
+            "OMP_NUM_THREADS": os.environ.get(
+                "OMP_NUM_THREADS", "1" if not self._config.cluster.gpus_per_node else "4"
+            ),
+        }
+        # ignored from before the first instruction: Slurm's warning goes to every process of the job
+        ignore = lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # noqa: E731
+        return subprocess.Popen(command, env=environment, preexec_fn=ignore)
+
+    def _watch(self, launcher: "subprocess.Popen[bytes]") -> int:
+        """Until the launcher ends or we are told to. Returns its exit code, or 143 for SIGTERM."""
+        counted = time.monotonic()
+        asked = False
+        while True:
+            try:
+                return launcher.wait(WATCH_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            if self._terminated:
+                return 128 + signal.SIGTERM
+            boards = self._boards()
+            if self._stop.is_set():
+                for board in boards:  # again each time: a rank that starts late must hear it too
+                    board.set("stop_request", 1.0)
+                if not asked:
+                    self._ledger.write("stop_requested", step=self._step(), why="the time limit is near")
+                    asked = True
+            if self._hang.hung(boards):
+                self._end_hang(boards)
+            if self._node.is_head and time.monotonic() - counted > LEDGER_SECONDS:
+                self._count_restarts()
+                counted = time.monotonic()
+
+    def _end_hang(self, boards: list[Board]) -> None:
+        why = f"no step finished for {self._config.cluster.hang_seconds:.0f} s (cluster.hang_seconds)"
+        print(f"{why}: stacks of all ranks follow, then they are restarted", flush=True)
+        self._ledger.write("hang", step=self._step(), why=why)
+        (self._boards_dir / "hang").touch()
+        self._hang.kill(boards)
+
+    def _count_restarts(self) -> None:
+        counts = Counter(
+            str(event.get("reason", "unknown")) for event in self._run.events() if event.get("event") == "restart"
+        )
+        self._restarts.update({reason: count - self._restarts[reason] for reason, count in counts.items()})
+
+    def _boards(self) -> list[Board]:
+        boards = []
+        for path in sorted(self._boards_dir.glob("rank-*.board")):
+            try:
+                boards.append(Board.open_for_read(path))
+            except (OSError, ValueError):
+                continue  # a rank is just making it
+        return boards
+
+    def _step(self) -> int:
+        return max((int(board.get("step")) for board in self._boards()), default=0)
+
+    def _outcome(self, launcher_code: int | None) -> Outcome:
+        states = {int(board.get("state")) for board in self._boards()}
+        if launcher_code == OK and states == {int(RankState.finished)}:
+            return Outcome("finished", "", f"all {self._config.train.steps} steps are done", final=True)
+        if launcher_code == OK and states == {int(RankState.stopped)}:
+            return Outcome("stopped", "timeout", "saved and stopped before the time limit", final=False)
+        if self._terminated:
+            return Outcome("terminated", "user", "the job was told to end (SIGTERM)", final=False)
+        code = launcher_code if launcher_code is not None else 1
+        reason = "nonfinite" if code == NONFINITE else "unknown"
+        why = EXIT_MEANING.get(code, f"the launcher ended with status {code}")
+        return Outcome("failed", reason, why, final=code in NOT_RETRIED, exit_code=code)
+
+
+def _end(launcher: "subprocess.Popen[bytes]") -> None:
+    """Have the launcher end its ranks; the kernel kills what is left when it dies."""
+    if launcher.poll() is not None:
+        return
+    launcher.terminate()
+    try:
+        launcher.wait(TERMINATE_SECONDS)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        launcher.wait()
+
+
+def _boards_dir(run: RunFolder, node: Node) -> Path:
+    """A private folder in memory for this attempt's boards; those of the run's killed agents are removed."""
+    root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    this_run = hashlib.blake2b(str(run.path.resolve()).encode(), digest_size=6).hexdigest()
+    prefix = f"harness-{os.getuid()}-{this_run}-{node.name}-"
+    for stale in root.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=root))

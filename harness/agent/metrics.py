@@ -1,0 +1,134 @@
+"""Puts together what a node exports: which collectors, on which clock, under which address."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.agent.node import Node
+from harness.config.layout import layout
+from harness.config.schema import MonitorMode, RootConfig
+from harness.data.reader import mount_point
+from harness.observe.boards import BoardsCollector
+from harness.observe.canary import CanaryCollector, CanaryMount
+from harness.observe.collector import Background, Collector
+from harness.observe.exporter import Exporter, ExporterError
+from harness.observe.node import AgentCostCollector, FilesystemCollector, PressureCollector
+from harness.observe.nvml import GpuCollector
+from harness.observe.run_info import RunInfo, RunInfoCollector
+from harness.observe.targets import TargetRegistration
+from harness.run.attempt import Attempt
+from harness.run.folder import RunFolder
+
+GPU_SECONDS = 5.0
+NODE_SECONDS = 10.0
+FILES_PER_SOURCE = 256
+"""Token files of one source that the cold probe chooses from."""
+
+
+class NodeMetrics:
+    """The node's /metrics and its entry for discovery, from construction to `close`."""
+
+    def __init__(
+        self,
+        config: RootConfig,
+        run: RunFolder,
+        attempt: Attempt,
+        node: Node,
+        boards: Path,
+        restarts: Mapping[str, int],
+    ) -> None:
+        """`restarts` may change while this lives. A taken `monitor.port` costs the port, not the run: see the message."""
+        self._registration: TargetRegistration | None = None
+        self._exporter: Exporter | None = None
+        self._canary: CanaryCollector | None = None
+        if config.monitor.mode is MonitorMode.off:
+            return
+        collectors = self._collectors(config, run, attempt, node, boards, restarts)
+        host = config.monitor.host or node.address
+        try:
+            self._exporter = Exporter(collectors, host, config.monitor.port)
+        except ExporterError as error:
+            print(f"{error}; using a free port instead", flush=True)
+            self._exporter = Exporter(collectors, host, 0)
+        self._registration = TargetRegistration(
+            Path(config.monitor.targets_dir),
+            self._exporter.address,
+            run=run.name,
+            attempt=attempt.number,
+            node=node.name,
+            slurm_job_id=node.job_id if node.on_slurm else "",
+        )
+
+    @property
+    def url(self) -> str | None:
+        """Where /metrics is, or None where monitoring is off."""
+        if self._exporter is None:
+            return None
+        host, port = self._exporter.address
+        return f"http://{host}:{port}/metrics"
+
+    def close(self) -> None:
+        """Withdraw from discovery, then stop serving."""
+        for part in (self._registration, self._exporter, self._canary):
+            if part is not None:
+                part.close()
+
+    def _collectors(
+        self,
+        config: RootConfig,
+        run: RunFolder,
+        attempt: Attempt,
+        node: Node,
+        boards: Path,
+        restarts: Mapping[str, int],
+    ) -> list[Collector | Background]:
+        record = run.record()
+        info = RunInfo(
+            run_id=record.get("run_id", ""),
+            git_commit=record.get("git_commit", ""),
+            config_hash=record.get("config_hash", ""),
+            world_size=str(layout(config).world_size),
+            gpu=_gpu_name() if config.cluster.gpus_per_node else "none",
+        )
+        collectors: list[Collector | Background] = [
+            BoardsCollector(boards),
+            RunInfoCollector(info, attempt.started, config.cluster.gpus_per_node, restarts if node.is_head else None),
+            AgentCostCollector(),
+            Background(FilesystemCollector(str(run.path)), NODE_SECONDS),
+            Background(PressureCollector(), NODE_SECONDS),
+        ]
+        if config.cluster.gpus_per_node:
+            collectors.append(Background(GpuCollector(os.environ.get("CUDA_VISIBLE_DEVICES")), GPU_SECONDS))
+        if config.monitor.canary_seconds > 0:
+            self._canary = CanaryCollector(_canary_mounts(config, run), node.name)
+            collectors.append(Background(self._canary, config.monitor.canary_seconds))
+        return collectors
+
+
+def _canary_mounts(config: RootConfig, run: RunFolder) -> list[CanaryMount]:
+    """The run folder's mount and those of the data, each with its token files for the cold probe.
+
+    The hot probe needs a small file of ours on the same mount: in the run folder where that is there, else beside the
+    data set; a read-only mount goes without.
+    """
+    run_mount = mount_point(run.path)
+    hot: dict[str, Path] = {run_mount: run.path}
+    cold: dict[str, list[Path]] = {}
+    for source in config.data.sources.values():
+        path = Path(source.path)
+        folder = path if path.is_dir() else path.parent
+        mount = mount_point(folder)
+        hot.setdefault(mount, folder.parent if folder.parent.exists() else folder)
+        cold.setdefault(mount, []).extend(sorted(folder.glob("*.ds"))[:FILES_PER_SOURCE])
+    return [CanaryMount(mount, folder, tuple(cold.get(mount, ()))) for mount, folder in hot.items()]
+
+
+def _gpu_name() -> str:
+    """The first GPU's name by the driver's own tool, "unknown" where it does not say."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

@@ -1,0 +1,159 @@
+"""Submits the job of a run: one Slurm task, the agent, per node; or the same agent on this machine."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from harness.agent.task import AgentTask
+from harness.cluster import slurm
+from harness.config.check import time_limit_minutes
+from harness.config.layout import cpus_per_node
+from harness.config.schema import ClusterKind, RootConfig
+from harness.run.folder import RunFolder
+
+
+class SubmissionError(Exception):
+    """The job could not be submitted; the message says why in the scheduler's words."""
+
+
+def batch_script(config: RootConfig, run: RunFolder) -> str:
+    """The exact text that sbatch gets. Raises SubmissionError for parameters that submitit refuses."""
+    executor = _slurm_executor(config, run, require_client=False)
+    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
+
+
+def submit(config: RootConfig, run: RunFolder) -> str:
+    """Submit the run's job and return its id: Slurm's, or the controller's process id for `cluster=local`."""
+    task = AgentTask(str(run.path))
+    if config.cluster.kind is ClusterKind.local:
+        return _submit_local(config, run, task)
+    executor = _slurm_executor(config, run, require_client=True)
+    try:
+        with slurm.clean_environment():
+            job = executor.submit(task)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SubmissionError(f"sbatch refused the job: {_scheduler_words(error)}") from error
+    return str(job.job_id)
+
+
+def is_active(config: RootConfig, job_id: str) -> str | None:
+    """In what state the job still is, or None once it is over. Raises SlurmError where Slurm does not answer."""
+    if config.cluster.kind is ClusterKind.local:
+        return "RUNNING" if _is_controller(job_id) else None
+    found = slurm.job(job_id)
+    return found.state if found and found.active else None
+
+
+def _slurm_executor(config: RootConfig, run: RunFolder, require_client: bool) -> SlurmExecutor:
+    if not require_client:  # a dry run shows the script on machines without Slurm too
+        executor_class: type[SlurmExecutor] = _OfflineSlurmExecutor
+    else:
+        executor_class = SlurmExecutor
+        slurm.run("sbatch", "--version")
+    executor = executor_class(folder=run.submit_dir)
+    executor.update_parameters(**slurm_parameters(config, run))
+    return executor
+
+
+class _OfflineSlurmExecutor(SlurmExecutor):
+    """Renders the batch script without asking whether Slurm is installed."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def slurm_parameters(config: RootConfig, run: RunFolder) -> dict[str, Any]:
+    """submitit's parameters for this config."""
+    cluster = config.cluster
+    cpus = cpus_per_node(config)
+    flags = {
+        key.replace("_", "-"): value
+        for key, value in cluster.sbatch.items()
+        if value is not None and value is not False
+    }
+    parameters: dict[str, Any] = {
+        "job_name": config.run.name,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "exclude": ",".join(sorted({*cluster.exclude, *run.excluded_nodes()})) or None,
+        "signal_delay_s": cluster.signal_delay_seconds,
+        "setup": cluster.setup or None,
+        "teardown": [
+            f"{shlex.quote(sys.executable)} -m harness.cluster.aftermath {shlex.quote(str(run.path))} --srun-status $?"
+        ],
+        "stderr_to_stdout": True,
+        "wckey": None,
+        # a step does not inherit --cpus-per-task from its job; and one dead agent must end the step, not strand it
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
+        "additional_parameters": {"requeue": True, **flags},
+    }
+    if cluster.gpus_per_node:
+        parameters["gpus_per_node"] = cluster.gpus_per_node
+    return parameters
+
+
+def _submit_local(config: RootConfig, run: RunFolder, task: AgentTask) -> str:
+    executor = LocalExecutor(folder=run.submit_dir)
+    executor.update_parameters(
+        timeout_min=time_limit_minutes(config.cluster.time),
+        signal_delay_s=config.cluster.signal_delay_seconds,
+        gpus_per_node=config.cluster.gpus_per_node,
+        tasks_per_node=1,
+        stderr_to_stdout=True,
+        setup=config.cluster.setup,
+    )
+    with slurm.clean_environment(), _detached(run.submit_dir / "controller.log"):
+        return str(executor.submit(task).job_id)
+
+
+@contextlib.contextmanager
+def _detached(log: Path) -> Iterator[None]:
+    """Processes started inside outlive our terminal: they write to `log` and ignore its Ctrl-C and hang-up."""
+    signals = (signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(fd) for fd in (0, 1, 2)]
+    null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        for fd, replacement in ((0, null), (1, out), (2, out)):
+            os.dup2(replacement, fd)
+        yield
+    finally:
+        for fd, original in zip((0, 1, 2), saved, strict=True):
+            os.dup2(original, fd)
+            os.close(original)
+        os.close(null)
+        os.close(out)
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def _is_controller(pid: str) -> bool:
+    """Whether `pid` is alive and is submitit's local controller rather than a later process of the same number."""
+    try:
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+    return b"submitit.local._local" in command
+
+
+def _scheduler_words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    said = re.search(r"sbatch: error: (.*)", text)
+    return said.group(1) if said else text

@@ -1,0 +1,53 @@
+"""What differs between the config that a run was started with and the one that it is launched with again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+FROZEN = (
+    "model.",
+    "data.seq_len",
+    "data.seed",
+    "data.stages",
+    "data.eos_token_id",
+    "data.document_mask",
+    "train.global_batch_size",
+    "train.seed",
+    "optim.name",
+)
+"""A resumed run would silently be another run if these changed: the model's shape, the data's order, the batch."""
+
+IGNORED = ("dry_run", "follow", "runs_dir", "monitor.", "cluster.")
+"""Where and how the run is launched may change from launch to launch."""
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> (old value, new value) of every leaf that differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def refused(differences: dict[str, tuple[Any, Any]]) -> list[str]:
+    """One sentence for each change that would make the resumed run a different one."""
+    sources = {key for key in differences if key.startswith("data.sources.") and None in differences[key]}
+    return [
+        f"{key}={after}: the run was started with {before}"
+        for key, (before, after) in differences.items()
+        if key.startswith(FROZEN) or key in sources
+    ]
+
+
+def recorded(differences: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Changes that belong in the run's lineage."""
+    return {key: change for key, change in differences.items() if not key.startswith(IGNORED)}
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list) and node and isinstance(node[0], dict):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{prefix}[{index}]")
+    else:
+        yield prefix, node

@@ -1,0 +1,1 @@
+"""`python -m harness.launch`: compose, check, plan, submit, and follow if asked."""

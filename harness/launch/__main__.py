@@ -1,0 +1,144 @@
+"""The command line of `python -m harness.launch`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config.schema import ClusterKind, RootConfig
+
+if TYPE_CHECKING:
+    from harness.launch.launch import Launched
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+OK, PROBLEM, ENVIRONMENT = 0, 2, 3
+"""Exit codes: fine; the config or the run is wrong; the cluster or the disk is."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # nothing heavy before this line: --help must answer at once
+    from harness.config.compose import ConfigError, compose, expand_sweep, swept_keys
+    from harness.run.folder import RunFolderError
+
+    try:
+        combinations = expand_sweep(options.overrides)
+        if len(combinations) > 1 and not options.multirun:
+            keys = ", ".join(swept_keys(options.overrides))
+            raise ConfigError([f"{keys}: several values make a sweep, one job each; add -m if that is what you want"])
+        configs = [compose(combination, options.config_dir) for combination in combinations]
+        if options.multirun:
+            configs = _name_sweep(configs, combinations, swept_keys(options.overrides))
+        return _launch_all(configs)
+    except ConfigError as error:
+        return _complain(error.problems, PROBLEM)
+    except RunFolderError as error:
+        return _complain([str(error)], ENVIRONMENT)
+    except KeyboardInterrupt:
+        print("\nleft; the run goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    experiments = ", ".join(sorted(path.stem for path in (CONF_DIR / "exp").glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.launch",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Submit a training run, or resume the one of that name, and return at once.",
+        epilog=f"""experiments: {experiments}
+
+  python -m harness.launch +exp=tiny cluster=local follow=true
+  python -m harness.launch +exp=smol3b dry_run=true
+  python -m harness.launch +exp=smol3b run.name=first cluster.partition=gpu cluster.sbatch.reservation=smol
+  python -m harness.launch -m +exp=ablation_1b optim.lr=1e-4,2e-4,4e-4
+
+Overrides are Hydra's; every key with its type and meaning stands in harness/config/schema.py.""",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="one job for each combination of the values a,b,c"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, help="another folder with config groups, searched beside the repository's conf/"
+    )
+    return parser
+
+
+def _name_sweep(configs: list[RootConfig], combinations: list[list[str]], keys: list[str]) -> list[RootConfig]:
+    """Give each run of a sweep a name of its own: `ablation_1b,lr=0.0001`."""
+    for config, combination in zip(configs, combinations, strict=True):
+        values = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in combination}
+        if "run.name" not in keys:
+            config.run.name += "".join(f",{key.rpartition('.')[2]}={values[key]}" for key in keys)
+    return configs
+
+
+def _launch_all(configs: list[RootConfig]) -> int:
+    from harness.config.check import check
+
+    problems = {config.run.name: check(config) for config in configs}
+    if any(problems.values()):
+        several = len(configs) > 1
+        return _complain([f"{name}: {p}" if several else p for name, found in problems.items() for p in found], PROBLEM)
+    results = [_launch_one(config) for config in configs]
+    if len(configs) > 1:
+        print(
+            "\n"
+            + "\n".join(
+                f"{config.run.name:<50} {'ok' if code == OK else 'failed'}"
+                for config, code in zip(configs, results, strict=True)
+            )
+        )
+    return max(results)
+
+
+def _launch_one(config: RootConfig) -> int:
+    from harness.cluster import slurm, submit
+    from harness.launch.follow import follow
+    from harness.launch.launch import AlreadyFinished, LaunchError, launch, plan_for, readiness, run_folder
+    from harness.plan import render_plan
+
+    plan = plan_for(config)
+    print(render_plan(plan))
+    if config.dry_run:
+        if config.cluster.kind is ClusterKind.slurm:
+            print(f"\nBatch script\n{submit.batch_script(config, run_folder(config))}")
+        blockers = readiness(config)
+        if blockers:
+            print(
+                "\nTo be solved before it can be submitted from this machine:\n"
+                + "\n".join(f"  - {text}" for text in blockers)
+            )
+        print("\nDry run: nothing was submitted.")
+        return OK
+    started = time.time()
+    try:
+        launched = launch(config, plan)
+    except LaunchError as error:
+        return _complain(error.problems, PROBLEM)
+    except AlreadyFinished as done:
+        print(f"\n{done}")
+        return OK
+    except (slurm.SlurmError, submit.SubmissionError, OSError) as error:
+        return _complain([str(error)], ENVIRONMENT)
+    _report(launched)
+    return follow(config, launched.run, launched.job_id, started) if config.follow else OK
+
+
+def _report(launched: "Launched") -> None:
+    for key, (before, after) in launched.changed.items():
+        print(f"  changed    {key}: {before} -> {after}")
+    if launched.resumes_from is not None:
+        print(f"  resumes    from the checkpoint of step {launched.resumes_from:,}")
+    print(f"\nSubmitted job {launched.job_id}\nRun folder    {launched.run.path}")
+    print(f"Watch it      python -m harness.status {launched.run.path}", flush=True)
+
+
+def _complain(problems: list[str], code: int) -> int:
+    print("Not launched:\n" + "\n".join(f"  - {problem}" for problem in problems), file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Prints what a run does, as it does it, until it ends. Leaving never touches the run."""
+
+import time
+from typing import Any
+
+from harness.cluster import submit
+from harness.config.schema import RootConfig
+from harness.run.attempt import read_outcome
+from harness.run.folder import RunFolder
+from harness.text import bytes_text, duration_text
+
+POLL_SECONDS = 0.5
+STATE_SECONDS = 3.0
+QUIET_EVENTS = frozenset({"submitted", "agent_start"})
+
+
+def follow(config: RootConfig, run: RunFolder, job_id: str, show_from: float) -> int:
+    """Print steps and events that are newer than `show_from` (Unix time). Returns 0 where the run finished, else 1."""
+    printer = _Printer(run, config.train.steps, show_from)
+    checked = 0.0
+    state: str | None = "SUBMITTED"
+    while True:
+        if time.monotonic() - checked > STATE_SECONDS or _outcome_state(run, show_from):
+            state = submit.is_active(config, job_id)
+            checked = time.monotonic()
+        printer.update(state)
+        if state is None:
+            return _say_end(run, show_from)
+        time.sleep(POLL_SECONDS)
+
+
+class _Printer:
+    """Remembers what has been shown."""
+
+    def __init__(self, run: RunFolder, steps: int, show_from: float) -> None:
+        self._run, self._steps, self._shown_until = run, steps, show_from
+        self._state: str | None = None
+
+    def update(self, state: str | None) -> None:
+        if state and state != self._state:
+            print(f"job is {state.lower()}", flush=True)
+        self._state = state
+        news = [*self._run.metrics(), *(event for event in self._run.events() if event["event"] not in QUIET_EVENTS)]
+        news = sorted(
+            (record for record in news if record["time"] > self._shown_until), key=lambda record: record["time"]
+        )
+        for record in news:
+            print(event_line(record) if "event" in record else step_line(record, self._steps), flush=True)
+            self._shown_until = record["time"]
+
+
+def step_line(record: dict[str, Any], steps: int) -> str:
+    """`step 20/120  loss 5.321  4,012 tokens/s  lr 3.0e-03  1.02 s  1 min 42 s left`."""
+    left = (steps - record["step"]) * record["step_seconds"]
+    return (
+        f"step {record['step']:,}/{steps:,}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"grad norm {record['grad_norm']:.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  {duration_text(left)} left"
+    )
+
+
+def event_line(record: dict[str, Any]) -> str:
+    """`14:02:11 restart: rank_crash at step 40 on n1`."""
+    clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
+    parts = [f"{clock} {record['event'].replace('_', ' ')}"]
+    if record.get("reason"):
+        parts.append(f"({record['reason']})")
+    if record.get("step") is not None:
+        parts.append(f"at step {record['step']:,}")
+    if record.get("node"):
+        parts.append(f"on {record['node']}")
+    if record.get("seconds") is not None and record.get("bytes") is not None:
+        parts.append(f"{bytes_text(record['bytes'])} in {record['seconds']:.2f} s")
+    if record.get("why"):
+        parts.append(f"- {record['why']}")
+    return " ".join(parts)
+
+
+def _outcome_state(run: RunFolder, since: float) -> str | None:
+    attempt = run.newest_attempt()
+    if attempt is None or (run.attempt_dir(attempt)).stat().st_mtime < since:
+        return None
+    outcome = read_outcome(run, attempt)
+    return outcome.state if outcome else None
+
+
+def _say_end(run: RunFolder, since: float) -> int:
+    attempt = run.newest_attempt()
+    outcome = read_outcome(run, attempt) if attempt is not None else None
+    if outcome is None or _outcome_state(run, since) is None:
+        print(f"the job ended before its agent could say why; look into {run.submit_dir}", flush=True)
+        return 1
+    print(f"run {run.name} {outcome.state}: {outcome.why}", flush=True)
+    if outcome.state != "finished":
+        print(f"what its nodes printed: {run.attempt_dir(attempt or 0)}", flush=True)
+    return 0 if outcome.state == "finished" else 1

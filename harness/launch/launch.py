@@ -1,0 +1,146 @@
+"""Launches one composed config: checks it against this machine and the run's past, and submits its job."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cluster import slurm, submit
+from harness.config.changes import changes, recorded, refused
+from harness.config.schema import ClusterKind, RootConfig
+from harness.data.check import check_sources
+from harness.launch.record import config_hash, new_run_id, provenance
+from harness.plan import Plan, make_plan, plan_as_dict
+from harness.run.files import read_json, write_json
+from harness.run.folder import RunFolder, config_as_dict
+
+
+class LaunchError(Exception):
+    """The run can't be launched now. One sentence per problem: key, value and fix."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class AlreadyFinished(Exception):
+    """The run has all its steps; there is nothing to launch."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A job that has been submitted."""
+
+    job_id: str
+    run: RunFolder
+    resumes_from: int | None
+    """Step of the newest checkpoint, None for a new run."""
+    changed: dict[str, tuple[object, object]]
+    """Config values that differ from the run's last launch."""
+
+
+def run_folder(config: RootConfig) -> RunFolder:
+    return RunFolder(Path(config.runs_dir).resolve() / config.run.name)
+
+
+def plan_for(config: RootConfig) -> Plan:
+    """The plan, with the speed that the run itself has measured where it has run before."""
+    run = run_folder(config)
+    calibration = read_json(run.calibration_path) or {}
+    return make_plan(config, calibration.get("tokens_per_second"), newest_step(run) or 0)
+
+
+def readiness(config: RootConfig) -> list[str]:
+    """Problems that only this machine shows: data that is not there, Slurm that is not installed."""
+    problems = check_sources(config.data, config.model.vocab_size)
+    if config.model.init_from and not any(Path(config.model.init_from).glob("*.safetensors")):
+        problems.append(
+            f"model.init_from={config.model.init_from}: no folder with *.safetensors; give a Hugging Face model's folder"
+        )
+    if config.cluster.kind is ClusterKind.slurm:
+        try:
+            slurm.run("sbatch", "--version")
+        except slurm.SlurmError as error:
+            problems.append(f"cluster=slurm: {error}")
+    return problems
+
+
+def launch(config: RootConfig, plan: Plan) -> Launched:
+    """Submit the run's job. Raises LaunchError, AlreadyFinished, RunFolderError, SlurmError or SubmissionError."""
+    run = run_folder(config)
+    run.create()
+    with _launch_lock(run):
+        changed = _check_against_past(config, run)
+        problems = readiness(config)
+        if problems:
+            raise LaunchError(problems)
+        resumes_from = newest_step(run)
+        record = run.record()
+        values = config_as_dict(config)
+        run.save_config(config)
+        write_json(run.plan_path, plan_as_dict(plan))
+        run.update_record(
+            run_id=record.get("run_id") or new_run_id(run.name), cluster=config.cluster.kind.value, **provenance(values)
+        )
+        if config.cluster.kind is ClusterKind.slurm:
+            (run.submit_dir / "batch.sh").write_text(submit.batch_script(config, run))
+        if changed:
+            run.ledger(None).write(
+                "config_change", step=resumes_from, changes={key: list(change) for key, change in changed.items()}
+            )
+        job_id = submit.submit(config, run)
+        run.update_record(job_id=job_id)
+        run.ledger(None).write("submitted", step=resumes_from, job_id=job_id, config_hash=config_hash(values))
+    return Launched(job_id, run, resumes_from, changed)
+
+
+def newest_step(run: RunFolder) -> int | None:
+    """Step of the newest complete checkpoint, by its manifest."""
+    steps = [int(path.parent.name.removeprefix("step-")) for path in run.checkpoints_dir.glob("step-*/manifest.json")]
+    return max(steps, default=None)
+
+
+@contextlib.contextmanager
+def _launch_lock(run: RunFolder) -> Iterator[None]:
+    """One launch of a run at a time; a second one is refused instead of waiting."""
+    with open(run.path / ".launch.lock", "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                [f"run.name={run.name}: another launch of this run is under way; wait for it or choose another name"]
+            ) from error
+        yield
+
+
+def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[object, object]]:
+    """Refuses what would start a run twice or resume it as another one. Returns the changes worth recording."""
+    record = run.record()
+    if not record:
+        return {}
+    previous = run.load_config()
+    if job_id := record.get("job_id"):
+        state = submit.is_active(previous, job_id)
+        if state:
+            stop = f"scancel {job_id}" if previous.cluster.kind is ClusterKind.slurm else f"kill {job_id}"
+            raise LaunchError(
+                [f"run.name={run.name}: already {state.lower()} as job {job_id}; follow it with `python -m harness.status {run.name}`, "
+                 f"end it with `{stop}`, or choose another run.name"]
+            )  # fmt: skip
+    step = newest_step(run)
+    differences = changes(config_as_dict(previous), config_as_dict(config))
+    if step is not None:
+        problems = refused(differences)
+        if problems:
+            raise LaunchError(
+                [
+                    f"run.name={run.name} resumes from step {step}, and these changes would make it another run; choose a new run.name:",
+                    *problems,
+                ]
+            )
+        if step >= config.train.steps:
+            raise AlreadyFinished(
+                f"run {run.name} has finished all {config.train.steps:,} steps; raise train.steps, or choose another run.name"
+            )
+    return recorded(differences)

@@ -1,0 +1,173 @@
+"""What a run will need and how long it will take, by arithmetic on its config: no torch, no GPU, no files."""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+from harness.config.layout import layout
+from harness.config.schema import ActivationCheckpoint, Precision, RootConfig
+from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
+from harness.text import bytes_text, count_text, duration_text
+
+FP32, BF16 = 4, 2
+CHECKPOINT_BYTES_PER_PARAMETER = 3 * FP32
+"""Master weight and the two AdamW moments."""
+LOGIT_CHUNK_TOKENS = 1024
+"""Tokens whose logits exist at once (harness.model.loss)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of plan.json. Sizes in bytes; None where a figure is not known rather than guessed."""
+
+    run: str
+    parameters: int
+    parameters_non_embedding: int
+    flops_per_token: int
+    flops_formula: str
+    tokens_per_step: int
+    tokens_total: int
+    steps: int
+    nodes: int
+    ranks: int
+    gpus: int
+    parallel: dict[str, int]
+    accumulation_steps: int
+    memory_per_gpu_bytes: int
+    """An estimate for one rank; without a GPU, of main memory."""
+    memory_parts_bytes: dict[str, int]
+    checkpoint_bytes: int
+    checkpoints_kept_bytes: int | None
+    expected_tokens_per_second: float | None
+    step_seconds: float | None
+    hours: float | None
+    gpu_hours: float | None
+    arrival: str | None
+    repeats: dict[str, float] = field(default_factory=dict)
+    """How often each source is read through; empty where the data can't be seen from here."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(config: RootConfig, expected_tokens_per_second: float | None = None, done_steps: int = 0) -> Plan:
+    """The plan of a config that `harness.config.check` has passed.
+
+    `expected_tokens_per_second` is what an earlier attempt calibrated; the config's own value goes first. `done_steps`
+    shortens the time that is left.
+    """
+    shape = layout(config)
+    count = parameters(config.model)
+    total = config.train.steps * shape.tokens_per_step
+    rate = config.monitor.expected_tokens_per_second or expected_tokens_per_second
+    gpus = config.cluster.nodes * config.cluster.gpus_per_node
+    left = max(0, config.train.steps - done_steps) * shape.tokens_per_step
+    seconds = left / rate if rate else None
+    parts = memory_parts(config)
+    checkpoint = count.total * CHECKPOINT_BYTES_PER_PARAMETER
+    keep = config.checkpoint.keep
+    return Plan(
+        run=config.run.name,
+        parameters=count.total,
+        parameters_non_embedding=count.non_embedding,
+        flops_per_token=flops_per_token(config.model, config.data.seq_len),
+        flops_formula=FLOPS_FORMULA,
+        tokens_per_step=shape.tokens_per_step,
+        tokens_total=total,
+        steps=config.train.steps,
+        nodes=config.cluster.nodes,
+        ranks=shape.world_size,
+        gpus=gpus,
+        parallel={"dp_replicate": shape.dp_replicate, "dp_shard": shape.dp_shard, "tp": shape.tp},
+        accumulation_steps=shape.accumulation_steps,
+        memory_per_gpu_bytes=sum(parts.values()),
+        memory_parts_bytes=parts,
+        checkpoint_bytes=checkpoint,
+        checkpoints_kept_bytes=None if keep is None else checkpoint * (keep + 1),
+        expected_tokens_per_second=rate,
+        step_seconds=shape.tokens_per_step / rate if rate else None,
+        hours=seconds / 3600 if seconds is not None else None,
+        gpu_hours=seconds / 3600 * gpus if seconds is not None and gpus else None,
+        arrival=time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds)) if seconds is not None else None,
+    )
+
+
+def memory_parts(config: RootConfig) -> dict[str, int]:
+    """Estimated bytes of one rank by part.
+
+    Master weights, gradients and moments are fp32 and divided over dp_shard and tp (embeddings over dp_shard only).
+    Activations count what the backward pass of one micro batch keeps, in the compute precision.
+    """
+    shape, model = layout(config), config.model
+    count = parameters(model)
+    local = count.embedding + count.non_embedding // shape.tp
+    sharded = local // shape.dp_shard
+    width = FP32 if config.train.precision is Precision.fp32 or not config.cluster.gpus_per_node else BF16
+    layer = count.non_embedding // shape.tp // model.num_hidden_layers
+    gathered = (
+        0 if shape.dp_replicate * shape.dp_shard == 1 and width == FP32 else (count.embedding + 2 * layer) * width
+    )
+    tokens = config.train.micro_batch_size * config.data.seq_len
+    return {
+        "weights": sharded * FP32,
+        "gradients": sharded * FP32,
+        "optimizer": 2 * sharded * FP32,
+        "gathered_weights": gathered,
+        "activations": _activation_values_per_token(config) * tokens * width,
+        "logits": min(tokens, LOGIT_CHUNK_TOKENS) * model.vocab_size * (FP32 + width),
+    }
+
+
+def _activation_values_per_token(config: RootConfig) -> int:
+    """Values kept per token: per layer its inputs and those of each matrix product, or with full activation
+    checkpointing the layer's input alone, plus one layer while it is recomputed."""
+    model, tp = config.model, config.parallel.tp
+    head = model.head_dim or model.hidden_size // model.num_attention_heads
+    attention = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * head
+    layer = 4 * model.hidden_size + (attention + 3 * model.intermediate_size) // tp
+    if config.train.activation_checkpoint is ActivationCheckpoint.full:
+        return model.num_hidden_layers * model.hidden_size + layer
+    return model.num_hidden_layers * layer
+
+
+def plan_as_dict(plan: Plan) -> dict[str, object]:
+    """What plan.json holds."""
+    return dataclasses.asdict(plan)
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as a person reads it before saying yes."""
+    where = f"{plan.nodes} node{'s' * (plan.nodes > 1)}, " + (
+        f"{plan.gpus} GPUs" if plan.gpus else f"{plan.ranks} CPU ranks"
+    )
+    layers = " x ".join(f"{name} {size}" for name, size in plan.parallel.items() if size > 1) or "one rank"
+    memory = ", ".join(
+        f"{name.replace('_', ' ')} {bytes_text(size)}" for name, size in plan.memory_parts_bytes.items() if size
+    )
+    rows = [
+        ("model", f"{count_text(plan.parameters)} parameters ({plan.parameters:,}; {count_text(plan.parameters_non_embedding)} without embeddings)"),
+        ("tokens", f"{count_text(plan.tokens_per_step)} a step x {plan.steps:,} steps = {count_text(plan.tokens_total)}"),
+        ("layout", f"{where}: {layers}, {plan.accumulation_steps} micro batch{'es' * (plan.accumulation_steps > 1)} a step"),
+        ("memory", f"about {bytes_text(plan.memory_per_gpu_bytes)} per {'GPU' if plan.gpus else 'rank'}: {memory}"),
+        ("checkpoint", bytes_text(plan.checkpoint_bytes) + (f"; up to {bytes_text(plan.checkpoints_kept_bytes)} on disk" if plan.checkpoints_kept_bytes else "")),
+        ("speed", _speed(plan)),
+        ("time", _time(plan)),
+    ]  # fmt: skip
+    if plan.repeats:
+        rows.append(
+            ("data", ", ".join(f"{name} {times:.2f}x" for name, times in plan.repeats.items()) + " read through")
+        )
+    lines = [f"  {name:<11}{text}" for name, text in rows]
+    return "\n".join([f"Plan of run {plan.run}", *lines, *(f"  warning    {text}" for text in plan.warnings)])
+
+
+def _speed(plan: Plan) -> str:
+    if plan.expected_tokens_per_second is None:
+        return "not known; the run measures it (or set monitor.expected_tokens_per_second)"
+    per_gpu = f" ({plan.expected_tokens_per_second / plan.gpus:,.0f} per GPU)" if plan.gpus else ""
+    return f"{plan.expected_tokens_per_second:,.0f} tokens/s expected{per_gpu}, {plan.step_seconds:.2f} s a step"
+
+
+def _time(plan: Plan) -> str:
+    if plan.hours is None:
+        return "not known before the speed is"
+    gpu_hours = f", {plan.gpu_hours:,.0f} GPU-hours" if plan.gpu_hours else ""
+    return f"{duration_text(plan.hours * 3600)}{gpu_hours}; done {plan.arrival} if it started now"

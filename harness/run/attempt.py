@@ -1,0 +1,114 @@
+"""One attempt: one start of the job, on its nodes. Its records are files, so that the next attempt can tell how it ended.
+
+attempts/003/
+  attempt.json        which start of which job this is, its nodes, where its ranks meet
+  NODE.log            what the node's agent and ranks printed
+  NODE.end.json       written by every agent that ended by itself or on SIGTERM; a node that lost power has none
+  outcome.json        how the attempt ended, by its head node
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.run.files import read_json, write_json
+from harness.run.folder import RunFolder
+
+REASONS = ("rank_crash", "hang", "node_fail", "preempt", "timeout", "nonfinite", "storage", "user", "unknown")
+"""Why a run started again; the `reason` of harness_restarts_total."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What all agents of one attempt share."""
+
+    number: int
+    key: str
+    """`JOB.RESTARTS`: this start of this job, and no other."""
+    job_id: str
+    nodes: list[str]
+    head: str
+    rendezvous_host: str
+    rendezvous_port: int
+    started: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    state: str
+    """finished, stopped (saved on request), failed or terminated (told to die)."""
+    reason: str
+    why: str
+    final: bool
+    """Starting again can't help, or is not needed."""
+    exit_code: int = 0
+
+
+def claim(run: RunFolder, key: str, job_id: str, nodes: list[str], host: str, port: int) -> Attempt:
+    """Create the next attempt folder with its record inside, in one atomic step. Called by the head node only."""
+    while True:
+        number = (run.newest_attempt() or 0) + 1 if run.attempts() else 0
+        attempt = Attempt(number, key, job_id, nodes, nodes[0], host, port, time.time())
+        draft = run.attempts_dir / f".draft-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(parents=True)
+        write_json(draft / "attempt.json", dataclasses.asdict(attempt))
+        try:
+            os.rename(draft, run.attempt_dir(number))  # fails where somebody else has just taken the number
+            return attempt
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            time.sleep(0.1)
+
+
+def load(run: RunFolder, number: int) -> Attempt | None:
+    """The attempt's record, or None."""
+    record = read_json(run.attempt_dir(number) / "attempt.json")
+    return Attempt(**record) if record else None
+
+
+def wait_for(run: RunFolder, key: str, seconds: float) -> Attempt:
+    """The attempt that the head node has claimed for this start of the job. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        newest = run.newest_attempt()
+        attempt = load(run, newest) if newest is not None else None
+        if attempt and attempt.key == key:
+            return attempt
+        time.sleep(0.1)
+    raise TimeoutError(
+        f"the head node has not started within {seconds:.0f} s: no attempt with key {key} in {run.attempts_dir}"
+    )
+
+
+def attempt_key(run: RunFolder, number: int) -> str | None:
+    attempt = load(run, number)
+    return attempt.key if attempt else None
+
+
+def log_path(run: RunFolder, number: int, node: str) -> Path:
+    return run.attempt_dir(number) / f"{node}.log"
+
+
+def write_end(run: RunFolder, number: int, node: str, how: str) -> None:
+    """Leave word that the node's agent ended in an orderly way."""
+    write_json(run.attempt_dir(number) / f"{node}.end.json", {"time": time.time(), "how": how})
+
+
+def silent_nodes(run: RunFolder, attempt: Attempt) -> list[str]:
+    """Nodes whose agent left no word: killed, cut off or without power."""
+    return [node for node in attempt.nodes if not (run.attempt_dir(attempt.number) / f"{node}.end.json").exists()]
+
+
+def write_outcome(run: RunFolder, number: int, outcome: Outcome) -> None:
+    write_json(run.attempt_dir(number) / "outcome.json", dataclasses.asdict(outcome))
+
+
+def read_outcome(run: RunFolder, number: int) -> Outcome | None:
+    record = read_json(run.attempt_dir(number) / "outcome.json")
+    return Outcome(**record) if record else None
