@@ -162,8 +162,8 @@ class Board:
     def histogram(self, name: str, row: int = 0) -> Histogram:
         bounds = HISTOGRAMS[name][1]
         at = OFFSETS[name] + row * (len(bounds) + 2)
-        cells = self._cells[at : at + len(bounds) + 2].tolist()
-        return Histogram(bounds, cells[:-1], cells[-1])
+        cells = [float(cell) for cell in self._cells[at : at + len(bounds) + 2]]
+        return Histogram(bounds, list(cells[:-1]), cells[-1])
 
     def write_read_keys(self, keys: list[ReadKey]) -> None:
         """Name the read rows, atomically, beside the board. Raises ValueError for more than MAX_READ_KEYS."""
