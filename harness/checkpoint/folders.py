@@ -1,0 +1,78 @@
+"""Names of checkpoint folders, which are complete, and removing old ones. Imports no torch.
+
+checkpoints/step-00002000/             complete: it got this name after everything in it was on disk
+checkpoints/.step-00002000.003.tmp/    being written by attempt 3, or left by a kill
+checkpoints/latest                     name of the newest complete one
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from harness.run.files import fsync_folder, write_atomic
+
+COMPLETE = re.compile(r"step-(\d{8,})")
+UNFINISHED = re.compile(r"\.step-\d{8,}\.[\w-]+\.tmp")
+LATEST = "latest"
+
+
+def complete_path(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def unfinished_path(checkpoints: Path, step: int, attempt: int) -> Path:
+    return checkpoints / f".step-{step:08d}.{attempt:03d}.tmp"
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps of the complete checkpoints, newest first; whether their files are still good is another question."""
+    try:
+        names = os.listdir(checkpoints)
+    except FileNotFoundError:
+        return []
+    return sorted((int(found[1]) for name in names if (found := COMPLETE.fullmatch(name))), reverse=True)
+
+
+def publish(unfinished: Path, checkpoints: Path, step: int) -> Path:
+    """Give a finished folder its final name and point `latest` to it; one already there (found corrupt, and now made
+    again) steps aside first. Raises OSError."""
+    final = complete_path(checkpoints, step)
+    fsync_folder(unfinished)
+    if final.exists():
+        _remove(final)
+    os.rename(unfinished, final)
+    fsync_folder(checkpoints)
+    write_atomic(checkpoints / LATEST, final.name + "\n")
+    return final
+
+
+def prune(checkpoints: Path, newest: int, keep: int | None) -> list[int]:
+    """Remove complete checkpoints older than `newest`, which must be known to be good, but for `keep` - 1 of them.
+
+    Returns the steps removed; null keeps all."""
+    if keep is None:
+        return []
+    older = [step for step in complete_steps(checkpoints) if step < newest]
+    gone = older[max(keep, 1) - 1 :]
+    for step in gone:
+        _remove(complete_path(checkpoints, step))
+    return gone
+
+
+def remove_unfinished(checkpoints: Path) -> list[str]:
+    """Remove what killed saves and removals have left. Only for the newest attempt, before it saves anything itself."""
+    if not checkpoints.is_dir():
+        return []
+    names = [name for name in os.listdir(checkpoints) if UNFINISHED.fullmatch(name)]
+    for name in names:
+        shutil.rmtree(checkpoints / name, ignore_errors=True)
+    return names
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: a kill half-way must not leave half a checkpoint under the name of a complete one."""
+    aside = folder.with_name(f".{folder.name}.removed.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)

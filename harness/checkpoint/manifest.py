@@ -1,0 +1,141 @@
+"""manifest.json: what a checkpoint consists of, and which run it belongs to. Written last. Imports no torch."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.schema import RootConfig
+from harness.run.files import read_json, write_json
+
+NAME = "manifest.json"
+FORMAT = 1
+_BLOCK = 8 * 2**20
+
+
+class CorruptCheckpoint(Exception):
+    """The checkpoint can't be used; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint, with its size in bytes and CRC-32."""
+
+    name: str
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    step: int
+    tokens: int
+    """Tokens trained on so far."""
+    world_size: int
+    """Ranks that wrote it; any number can read it."""
+    attempt: int
+    identity: dict[str, Any]
+    """What must be the same in the run that goes on from here, see `identity`."""
+    files: tuple[FileRecord, ...]
+    torch: str
+    time: float
+    """Unix time at which it was complete."""
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files)
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError."""
+        write_json(folder / NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises CorruptCheckpoint where there is none, or not one of this version."""
+        try:
+            found = read_json(folder / NAME)
+        except (OSError, ValueError) as error:
+            raise CorruptCheckpoint(f"{NAME} can't be read: {error}") from error
+        if found is None:
+            raise CorruptCheckpoint(f"{NAME} is missing")
+        try:
+            if found["format"] != FORMAT:
+                raise CorruptCheckpoint(f"{NAME} has format {found['format']}, this version reads {FORMAT}")
+            files = tuple(FileRecord(str(f["name"]), int(f["size"]), int(f["crc32"])) for f in found.pop("files"))
+            return cls(files=files, **found)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise CorruptCheckpoint(f"{NAME} is not complete: {error!r}") from error
+
+
+def identity(config: RootConfig, data_definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have in common with its checkpoint: the model and the definition of the data's order (which
+    holds the batch). Flat, so that a difference names its key."""
+    model = {f"model.{f.name}": getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    del model["model.init_from"]  # says where the run began; later on it changes nothing
+    return {
+        **model,
+        "data.document_mask": config.data.document_mask,
+        **_flatten("data", data_definition),
+    }
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per key that differs, with both values."""
+    keys = sorted(saved.keys() | now.keys())
+    return [
+        f"{key}: {saved.get(key)} in the checkpoint, {now.get(key)} now"
+        for key in keys
+        if saved.get(key) != now.get(key)
+    ]
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {name: leaf for key, item in items for name, leaf in _flatten(f"{prefix}.{key}", item).items()}
+
+
+def describe_file(path: Path) -> FileRecord:
+    """Size and checksum of a file. Raises OSError."""
+    return FileRecord(path.name, path.stat().st_size, crc32(path))
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of a file's bytes (over 1 GB/s on one core, and damage is what it is there to find). Raises OSError."""
+    value = 0
+    with open(path, "rb", buffering=0) as f:
+        block = bytearray(_BLOCK)
+        while count := f.readinto(block):
+            value = zlib.crc32(memoryview(block)[:count], value)
+    return value
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises CorruptCheckpoint naming the first file that is missing or has another size."""
+    for record in manifest.files:
+        if Path(record.name).name != record.name:
+            raise CorruptCheckpoint(f"{NAME} names a file outside of the checkpoint: {record.name}")
+        try:
+            size = (folder / record.name).stat().st_size
+        except OSError as error:
+            raise CorruptCheckpoint(f"{record.name}: {error.strerror}") from error
+        if size != record.size:
+            raise CorruptCheckpoint(f"{record.name} has {size} bytes instead of {record.size}")
+
+
+def check_file(folder: Path, record: FileRecord) -> None:
+    """Raises CorruptCheckpoint where the file's bytes are not those that were written."""
+    try:
+        found = crc32(folder / record.name)
+    except OSError as error:
+        raise CorruptCheckpoint(f"{record.name}: {error.strerror}") from error
+    if found != record.crc32:
+        raise CorruptCheckpoint(f"{record.name} is damaged: CRC-32 {found:08x} instead of {record.crc32:08x}")

@@ -1,0 +1,92 @@
+"""Reads torch's distributed checkpoints without running what a file says.
+
+`.metadata` is a pickle, and entries that are not tensors go through an unrestricted torch.load: whoever can write to the
+checkpoint folder could run code in every rank of everybody who resumes. Here only the classes that describe tensors are
+unpickled, and only tensors are read.
+"""
+
+import io
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from harness.checkpoint.manifest import CorruptCheckpoint
+
+METADATA = ".metadata"
+_ALLOWED = {
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
+            return value
+        raise CorruptCheckpoint(
+            f"{METADATA} wants to load {module}.{name}, which no checkpoint of ours needs: not loaded"
+        )
+
+
+def read_metadata(folder: Path, files: Collection[str]) -> Metadata:
+    """`.metadata` of a checkpoint that consists of `files`. Raises CorruptCheckpoint for anything but tensors in those."""
+    try:
+        with open(folder / METADATA, "rb") as f:
+            metadata = _MetadataUnpickler(f).load()
+    except CorruptCheckpoint:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise CorruptCheckpoint(f"{METADATA} can't be read: {error!r}") from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise CorruptCheckpoint(f"{METADATA} does not describe a checkpoint")
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CorruptCheckpoint(f"{METADATA} has {name}, which is not a tensor: not loaded")
+    for index, info in metadata.storage_data.items():
+        if info.relative_path not in files:
+            raise CorruptCheckpoint(f"{METADATA} puts {index.fqn} in {info.relative_path}, which the manifest has not")
+    if metadata.storage_meta is None:
+        metadata.storage_meta = StorageMeta()
+    return metadata
+
+
+class TensorReader(FileSystemReader):
+    """torch's reader with metadata that `read_metadata` has checked."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self) -> Metadata:  # no **kwargs: torch must not fall back to other metadata files
+        return self._metadata
+
+
+class TensorPlanner(DefaultLoadPlanner):
+    """torch's planner for tensors only."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
+        raise CorruptCheckpoint(f"{read_item.dest_index.fqn} is not a tensor: not loaded")

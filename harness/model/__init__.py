@@ -1,0 +1,1 @@
+"""The model: what follows from its shape by arithmetic, how it is built, initialised, masked and scored."""

@@ -1,0 +1,1 @@
+"""Learning rate schedule, parameter groups and gradient clipping."""

@@ -1,0 +1,1 @@
+"""What one rank does from start to exit. Knows nothing of Slurm."""

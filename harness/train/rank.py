@@ -1,0 +1,58 @@
+"""From a run folder to an exit code."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from harness.run import exit_codes
+from harness.run.folder import RunFolder, RunFolderError
+from harness.train.exits import RunEnds
+from harness.train.loop import Loop
+from harness.train.process import Place, ensure_rendezvous
+from harness.train.setup import set_up
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; the exit code that says how it ended (`harness.run.exit_codes`)."""
+    parser = argparse.ArgumentParser(prog="python -m harness.train", description=__doc__)
+    parser.add_argument("run_folder", type=Path, help="folder of a launched run: holds config.yaml")
+    run = RunFolder(parser.parse_args(arguments).run_folder)
+    place = Place.from_environment(os.environ)
+    try:
+        config = run.load_config()
+        ensure_rendezvous(place.world_size)
+        with _boards(place) as boards:
+            trainer = set_up(run, config, place, boards)
+            with trainer.loader:
+                Loop(trainer).run()
+        dist.destroy_process_group()
+        return exit_codes.OK
+    except RunEnds as end:
+        return _say(place, str(end), end.code)
+    except RunFolderError as error:
+        return _say(place, str(error), exit_codes.CONFIG)
+
+
+def _say(place: Place, message: str, code: int) -> int:
+    if place.local_rank == 0:
+        print(f"{place.node}: {message}", flush=True)
+    return code
+
+
+@contextmanager
+def _boards(place: Place) -> Iterator[Path]:
+    """The agent's folder of boards, or one of this rank's own where no agent listens."""
+    if place.boards is not None:
+        yield place.boards
+        return
+    folder = Path(tempfile.mkdtemp(prefix="harness-board-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
