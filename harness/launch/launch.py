@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.checkpoint.folders import complete_steps
 from harness.cluster import slurm, submit
 from harness.config.changes import changes, recorded, refused
 from harness.config.schema import ClusterKind, RootConfig
@@ -96,9 +97,8 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
 
 
 def newest_step(run: RunFolder) -> int | None:
-    """Step of the newest complete checkpoint, by its manifest."""
-    steps = [int(path.parent.name.removeprefix("step-")) for path in run.checkpoints_dir.glob("step-*/manifest.json")]
-    return max(steps, default=None)
+    """Step of the newest complete checkpoint."""
+    return max(complete_steps(run.checkpoints_dir), default=None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""`python -m harness.status [RUN]`: one screen that says how a run is doing, with or without Prometheus."""

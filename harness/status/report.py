@@ -1,0 +1,221 @@
+"""Gathers what is known of a run from its folder, the scheduler and Prometheus, and renders it."""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint.folders import complete_steps
+from harness.cluster import slurm, submit
+from harness.config.schema import RootConfig
+from harness.launch.follow import event_line
+from harness.monitor.client import PrometheusUnavailable, QueryError, connect
+from harness.run.attempt import load, read_outcome
+from harness.run.files import read_json
+from harness.run.folder import RunFolder
+from harness.text import ago_text, count_text, duration_text
+
+RECENT_STEPS = 20
+RECENT_EVENTS = 8
+LATE_FACTOR = 20.0
+"""Overdue steps after which a running job is said to stand still."""
+
+
+@dataclass
+class Status:
+    """What the screen shows. None: not known."""
+
+    run: RunFolder
+    config: RootConfig
+    state: str
+    job_id: str | None
+    step: int
+    last_step_time: float | None
+    tokens: int
+    losses: list[float]
+    """Of all logged steps."""
+    tokens_per_second: float | None
+    expected_tokens_per_second: float | None
+    checkpoint_step: int | None
+    checkpoint_time: float | None
+    restarts: dict[str, int]
+    nodes: list[str]
+    excluded: dict[str, str]
+    down_nodes: list[str] | None
+    alerts: list[str] | None
+    verdict: str | None
+    monitoring: str
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+
+def gather(run: RunFolder) -> Status:
+    """Read everything. Raises RunFolderError where `run` is none; a scheduler or Prometheus that is away costs its lines."""
+    config = run.load_config()
+    metrics, events = run.metrics(), run.events()
+    last = metrics[-1] if metrics else {}
+    newest = run.newest_attempt()
+    attempt = load(run, newest) if newest is not None else None
+    saved = [event for event in events if event["event"] == "checkpoint"]
+    steps = complete_steps(run.checkpoints_dir)
+    alerts, down, monitoring = _prometheus(run, config)
+    restarts: dict[str, int] = {}
+    for event in events:
+        if event["event"] == "restart":
+            restarts[event.get("reason", "unknown")] = restarts.get(event.get("reason", "unknown"), 0) + 1
+    verdicts = [event for event in events if event["event"] == "verdict"]
+    return Status(
+        run=run,
+        config=config,
+        state=_state(run, config),
+        job_id=run.record().get("job_id"),
+        step=int(last.get("step", 0)),
+        last_step_time=last.get("time"),
+        tokens=int(last.get("tokens", 0)),
+        losses=[record["loss"] for record in metrics if math.isfinite(record["loss"])],
+        tokens_per_second=_median([record["tokens_per_second"] for record in metrics[-RECENT_STEPS:]]),
+        expected_tokens_per_second=config.monitor.expected_tokens_per_second
+        or (read_json(run.calibration_path) or {}).get("tokens_per_second"),
+        checkpoint_step=max(steps, default=None),
+        checkpoint_time=saved[-1]["time"] if saved else None,
+        restarts=restarts,
+        nodes=attempt.nodes if attempt else [],
+        excluded=run.excluded_nodes(),
+        down_nodes=down,
+        alerts=alerts,
+        verdict=verdicts[-1].get("why") if verdicts else None,
+        monitoring=monitoring,
+        events=[event for event in events if event["event"] not in ("checkpoint", "agent_start")][-RECENT_EVENTS:],
+    )
+
+
+def _state(run: RunFolder, config: RootConfig) -> str:
+    """The scheduler's word while the job lives, the last attempt's outcome afterwards."""
+    job_id = run.record().get("job_id")
+    if job_id is None:
+        return "not submitted"
+    try:
+        active = submit.is_active(config, job_id)
+    except slurm.SlurmError as error:
+        return f"not known ({error})"
+    if active:
+        return active.lower()
+    newest = run.newest_attempt()
+    outcome = read_outcome(run, newest) if newest is not None else None
+    if outcome is None:
+        return "ended without a word from its agents"
+    return outcome.state if outcome.state == "finished" else f"{outcome.state}: {outcome.why}"
+
+
+def _prometheus(run: RunFolder, config: RootConfig) -> tuple[list[str] | None, list[str] | None, str]:
+    """(firing alerts, nodes that can't be scraped, where Prometheus is); None where it does not answer."""
+    server = connect(Path(config.runs_dir))
+    try:
+        alerts = [
+            f"{alert.name}{_where(alert.labels)}: {alert.annotations.get('summary', '')} (since {alert.since[11:19]} UTC)"
+            for alert in server.alerts(run.name)
+            if alert.firing and alert.name != "HarnessWatchdog"
+        ]
+        down = [target.labels.get("node", target.url) for target in server.targets(run.name) if target.health == "down"]
+    except (PrometheusUnavailable, QueryError):
+        return (
+            None,
+            None,
+            f"no Prometheus at {server.url}; start it with `python -m harness.monitor up --runs-dir {config.runs_dir}`",
+        )
+    return alerts, down, server.url
+
+
+def _where(labels: dict[str, str]) -> str:
+    places = [labels[key] for key in ("node", "mount", "rank", "gpu") if labels.get(key)]
+    return f" ({', '.join(places)})" if places else ""
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def render(status: Status, now: float | None = None) -> str:
+    """The screen."""
+    now = time.time() if now is None else now
+    rows = [
+        ("state", _state_text(status, now)),
+        ("step", _step_text(status, now)),
+        *((("loss", sparkline(status.losses)),) if len(status.losses) > 1 else ()),
+        ("speed", _speed_text(status)),
+        ("checkpoint", _checkpoint_text(status, now)),
+        ("restarts", ", ".join(f"{count} x {reason}" for reason, count in sorted(status.restarts.items())) or "none"),
+        ("nodes", _nodes_text(status)),
+        ("alerts", "not known" if status.alerts is None else "none" if not status.alerts else status.alerts[0]),
+        *(("", alert) for alert in (status.alerts or [])[1:]),
+        *((("verdict", status.verdict),) if status.verdict else ()),
+        ("monitor", status.monitoring),
+        ("folder", str(status.run.path)),
+    ]
+    lines = [f"{name:<11}{text}" for name, text in rows]
+    recent = [f"  {event_line(event)}" for event in status.events]
+    return "\n".join([f"Run {status.run.name}", *lines, *(["last events", *recent] if recent else [])])
+
+
+def _state_text(status: Status, now: float) -> str:
+    job = f" (job {status.job_id})" if status.job_id else ""
+    late = ""
+    if status.state == "running" and status.last_step_time and status.tokens_per_second:
+        step_seconds = status.config.train.global_batch_size * status.config.data.seq_len / status.tokens_per_second
+        silent = now - status.last_step_time
+        if silent > LATE_FACTOR * step_seconds + 60:
+            late = f"; STANDS STILL: no step for {duration_text(silent)}"
+    return f"{status.state}{job}{late}"
+
+
+def _step_text(status: Status, now: float) -> str:
+    steps = status.config.train.steps
+    if not status.step:
+        return f"0 of {steps:,}"
+    text = f"{status.step:,} of {steps:,} ({status.step / steps:.1%}), {count_text(status.tokens)} tokens"
+    if status.last_step_time and not status.finished:
+        text += f", {ago_text(now - status.last_step_time)}"
+    if status.tokens_per_second and not status.finished:
+        left = (steps - status.step) * status.config.train.global_batch_size * status.config.data.seq_len
+        text += f"; {duration_text(left / status.tokens_per_second)} left"
+    return text
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """`8.32 █▇▅▃▂▁ 5.12`: first and last value around the means of at most `width` stretches."""
+    size = max(1, math.ceil(len(values) / width))
+    means = [statistics.fmean(values[i : i + size]) for i in range(0, len(values), size)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    bars = "".join("▁▂▃▄▅▆▇█"[round((mean - low) / span * 7)] for mean in means)
+    return f"{values[0]:.4f} {bars} {values[-1]:.4f}"
+
+
+def _speed_text(status: Status) -> str:
+    if status.tokens_per_second is None:
+        return "not known yet"
+    text = f"{status.tokens_per_second:,.0f} tokens/s (median of the last {RECENT_STEPS} logged steps)"
+    if status.expected_tokens_per_second:
+        share = status.tokens_per_second / status.expected_tokens_per_second
+        text += f", {share:.0%} of the expected {status.expected_tokens_per_second:,.0f}"
+    return text
+
+
+def _checkpoint_text(status: Status, now: float) -> str:
+    if status.checkpoint_step is None:
+        return f"none yet; one every {status.config.checkpoint.every_steps:,} steps"
+    when = f", {ago_text(now - status.checkpoint_time)}" if status.checkpoint_time else ""
+    return f"step {status.checkpoint_step:,}{when}"
+
+
+def _nodes_text(status: Status) -> str:
+    text = ", ".join(status.nodes) or "none yet"
+    if status.down_nodes:
+        text += f"; not answering: {', '.join(status.down_nodes)}"
+    for node, why in status.excluded.items():
+        text += f"; excluded: {node} ({why})"
+    return text
