@@ -1,8 +1,8 @@
 """`RUNS_DIR/.monitor/endpoints.json`: where the monitoring of these runs listens, for as long as it runs."""
 
-import json
-import os
 from pathlib import Path
+
+from harness.run.files import read_json, write_json
 
 
 def endpoints_path(runs_dir: Path) -> Path:
@@ -12,19 +12,19 @@ def endpoints_path(runs_dir: Path) -> Path:
 def read_endpoints(runs_dir: Path) -> dict[str, str]:
     """Component name -> URL; empty where nothing was started or the file cannot be read."""
     try:
-        content = json.loads(endpoints_path(runs_dir).read_text())
+        content = read_json(endpoints_path(runs_dir))
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: value for key, value in content.items() if isinstance(value, str)}
 
 
 def write_endpoints(runs_dir: Path, urls: dict[str, str]) -> None:
     """Replace the file atomically. Raises OSError where `runs_dir` is not writable."""
     path = endpoints_path(runs_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_text(json.dumps(urls, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, urls)
 
 
 def remove_endpoints(runs_dir: Path, urls: dict[str, str]) -> None:
