@@ -329,7 +329,11 @@ def _entry(file: Path, root: Path) -> dict[str, Any]:
 
 
 def _summary(manifest: dict[str, Any]) -> str:
+    wanted = manifest["made_from"]["tokenizer"].get("vocab_size", manifest["vocab_size"])
+    fewer = (
+        f" (of {wanted:,} asked for: the text holds no more pairs to merge)" if manifest["vocab_size"] < wanted else ""
+    )
     return (
         f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents, {len(manifest['token_files'])} token file(s), "
-        f"vocabulary {manifest['vocab_size']:,}"
+        f"vocabulary {manifest['vocab_size']:,}{fewer}"
     )

@@ -177,7 +177,8 @@ class _Header:
 def _read_header(path: Path) -> _Header:
     header = _Header(path)
     try:
-        header.size = path.stat().st_size
+        with path.open("rb") as file:
+            header.size = os.fstat(file.fileno()).st_size
         _read_index(header)
         named = _read_metadata(header)
         if header.size == 0:
