@@ -38,9 +38,16 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def reset_state(optimizer: AdamW) -> None:
-    """Make the state that AdamW would make at its first step: moments and step counts, all zero."""
+    """Make the state that AdamW would make at its first step: moments and step counts, all zero.
+
+    State that is there already is zeroed in place: whoever holds its tensors, to save them, goes on holding them.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if parameter in optimizer.state:
+                for value in optimizer.state[parameter].values():
+                    value.zero_()
+                continue
             device = parameter.to_local().device if isinstance(parameter, DTensor) else parameter.device
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=device),
