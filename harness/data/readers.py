@@ -136,6 +136,7 @@ class CountProgress(PipelineStep):
                     os.pwrite(file.fileno(), size.to_bytes(8, "little"), 0)
                     written = time.monotonic()
                 yield document
+            os.pwrite(file.fileno(), size.to_bytes(8, "little"), 0)
 
     def done(self) -> int:
         """What all tasks have read so far."""

@@ -43,9 +43,18 @@ def locate_tokenizer(name: str, near: Path | None = None) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=32)
 def read_tokenizer(path: Path) -> TokenizerFacts:
     """Read a tokenizer.json. Raises DataError when it is none."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    return _read(path, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, modified_ns: int, inode: int) -> TokenizerFacts:
+    """Cached for as long as the file stays what it is: large ones take a tenth of a second, and many sources share one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         model = content["model"]
