@@ -184,7 +184,7 @@ class Agent:
         if launcher_code == OK and states == {int(RankState.stopped)}:
             return Outcome("stopped", "timeout", "saved and stopped before the time limit", final=False)
         if self._terminated:
-            return Outcome("terminated", "user", "the job was told to end (SIGTERM)", final=False)
+            return Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False)
         code = launcher_code if launcher_code is not None else 1
         reason = "nonfinite" if code == NONFINITE else "unknown"
         why = EXIT_MEANING.get(code, f"the launcher ended with status {code}")

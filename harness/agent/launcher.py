@@ -49,7 +49,7 @@ def main() -> int:
 def launch(options: argparse.Namespace) -> int:
     """Run the node's ranks until all have finished (0) or are not worth another start (an exit code of ours)."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous import registry as rendezvous_registry
     from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
@@ -80,12 +80,17 @@ def launch(options: argparse.Namespace) -> int:
         monitor_interval=0.1,
         local_addr=options.address,
     )
+    # a store of their own for each start of the ranks: in the agents' shared one a restarted rank finds the addresses
+    # of its dead predecessors and calls them
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
     watcher = RestartPolicy(run, run.ledger(options.attempt, options.node), options.boards, options.head, limit)
     logs = DefaultLogsSpecs(log_dir=tempfile.mkdtemp(prefix="harness-ranks-"))
     agent = _elastic_agent(watcher, spec, logs)
     try:
         result = agent.run()
+    except SignalException:
+        return 128 + signal.SIGTERM
     except (RendezvousClosedError, RendezvousTimeoutError) as error:
         print(f"the other nodes have given up: {error}", flush=True)
         return watcher.exit_code or 1

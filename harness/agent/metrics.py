@@ -92,7 +92,7 @@ class NodeMetrics:
             gpu=_gpu_name() if config.cluster.gpus_per_node else "none",
         )
         collectors: list[Collector | Background] = [
-            BoardsCollector(boards),
+            BoardsCollector(boards, head=True),
             RunInfoCollector(info, attempt.started, config.cluster.gpus_per_node, restarts if node.is_head else None),
             AgentCostCollector(),
             Background(FilesystemCollector(str(run.path)), NODE_SECONDS),
