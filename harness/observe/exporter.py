@@ -23,6 +23,9 @@ SCRAPE_WAIT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 """Longest that `close` waits for all collectors together."""
 
+HTTP_POLL_SECONDS = 0.5
+"""How often the server looks whether it shall stop."""
+
 
 class ExporterError(Exception):
     """/metrics can't be served as configured; the message names key, value and fix."""
@@ -49,7 +52,9 @@ class Exporter:
         ]
         registry.register(self)
         self._server.set_app(_only_metrics(make_wsgi_app(registry, disable_compression=True)))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(HTTP_POLL_SECONDS,), name="metrics-http", daemon=True
+        )
         self._thread.start()
 
     @property
