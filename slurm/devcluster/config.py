@@ -47,7 +47,7 @@ ReturnToService=2
 JobRequeue=1
 SlurmctldParameters=preempt_send_user_signal
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=1,sched_interval=1,requeue_setup_env_fail,nohold_on_prolog_fail
+SchedulerParameters=bf_interval=1,sched_interval=1,nohold_on_prolog_fail
 # Finished jobs stay visible to scontrol for a day.
 MinJobAge=86400
 
