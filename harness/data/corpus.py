@@ -18,6 +18,7 @@ PACKAGE_LICENCE = "PSF-2.0 (Python Software Foundation License), see COPYRIGHT"
 MAX_BYTES = 12_000_000
 """Text taken, at most."""
 DOWNLOAD_SECONDS = 60
+APT_OPTIONS = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::https::Timeout=10"]
 SOURCES = "SOURCES.txt"
 
 
@@ -51,20 +52,28 @@ def _from_package(scratch: Path, made: Path) -> str | None:
     """Download and unpack the first package that can be had; None where there is none (no apt, no network)."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return None
+    archive = _download(scratch, APT_OPTIONS)
+    if archive is None:  # a fresh container has no package lists: get some of our own, which needs no root
+        lists, cache = scratch / "lists", scratch / "cache"
+        (lists / "partial").mkdir(parents=True)
+        (cache / "archives" / "partial").mkdir(parents=True)
+        options = [*APT_OPTIONS, "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
+        archive = _download(scratch, options) if _run(["apt-get", *options, "update"], scratch) else None
+    tree = scratch / "tree"
+    if archive is None or not _run(["dpkg-deb", "--extract", str(archive), str(tree)], scratch):
+        return None
+    if not _write_texts(_documentation(tree), made / "text"):
+        return None
+    for copyright_file in tree.glob("usr/share/doc/*/copyright"):
+        shutil.copyfile(copyright_file, made / "COPYRIGHT")
+    package, version = archive.name.split("_")[:2]
+    return f"Package {package}, version {version.replace('%3a', ':')}, licence {PACKAGE_LICENCE}."
+
+
+def _download(folder: Path, options: list[str]) -> Path | None:
     for package in PACKAGES:
-        options = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::https::Timeout=10"]
-        if not _run(["apt-get", *options, "download", package], scratch):
-            continue
-        archive = next(scratch.glob(f"{package}_*.deb"))
-        tree = scratch / package
-        if not _run(["dpkg-deb", "--extract", str(archive), str(tree)], scratch):
-            continue
-        if not _write_texts(_documentation(tree), made / "text"):
-            continue
-        for copyright_file in tree.glob("usr/share/doc/*/copyright"):
-            shutil.copyfile(copyright_file, made / "COPYRIGHT")
-        version = archive.name.split("_")[1].replace("%3a", ":")
-        return f"Package {package}, version {version}, licence {PACKAGE_LICENCE}."
+        if _run(["apt-get", *options, "download", package], folder):
+            return next(folder.glob(f"{package}_*.deb"), None)
     return None
 
 

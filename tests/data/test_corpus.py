@@ -30,13 +30,18 @@ def test_without_a_package_python_brings_its_own(
 
 
 def test_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package in Debian's format, built here; only its download is replaced."""
+    """A package in Debian's format, built here; only apt-get is replaced, on a machine without package lists."""
     require("dpkg-deb", "apt-get")
-    run = corpus._run
+    run, commands = corpus._run, []
 
     def build(command: list[str], folder: Path) -> bool:
         if command[0] != "apt-get":
             return run(command, folder)
+        commands.append(command)
+        if not any("Dir::State::Lists" in option for option in command):
+            return False  # a fresh machine: no lists of packages
+        if command[-1] == "update":
+            return True
         package = command[-1]
         if package == corpus.PACKAGES[0]:
             return False  # not on this release
@@ -63,6 +68,8 @@ def test_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Package python3.13-doc, version 3.13.1-2, licence PSF-2.0" in said
     assert {file.name for file in (tmp_path / "corpus" / "text").iterdir()} == {"about.txt", "library-os.txt"}
     assert (tmp_path / "corpus" / "COPYRIGHT").read_text() == "PSF"
+    assert [command[-1] for command in commands].count("update") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_stops_at_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_apt: None) -> None:

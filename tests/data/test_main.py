@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness.data.corpus as corpus
+from harness.data.__main__ import main
+from tests.data.conftest import write_texts
+
+
+def test_help_names_the_commands() -> None:
+    done = subprocess.run([sys.executable, "-m", "harness.data", "--help"], capture_output=True, text=True, check=True)
+    assert "prepare" in done.stdout and "corpus" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["prepare"], ["prepare", "--input", "x", "--output", "y", "--format", "csv"]]
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: python -m harness.data" in capsys.readouterr().err
+
+
+def test_stopped_by_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.data.prepare.open_source", interrupt)
+    texts = write_texts(tmp_path / "in")
+    assert main(["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--vocab-size", "300"]) == 130
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+    monkeypatch.setattr(corpus, "_from_package", interrupt)
+    assert main(["corpus", "--output", f"{tmp_path}/corpus"]) == 130
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+    assert capsys.readouterr().err.count("stopped; nothing was written") == 2
