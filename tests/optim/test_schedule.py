@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from harness.config.schema import Decay, OptimConfig, ScheduleConfig
+from harness.optim.schedule import learning_rate
+
+STEPS = 4_720_000
+SMOLLM3 = ScheduleConfig(warmup_steps=2000, decay_steps=522_000)
+PEAK = OptimConfig(lr=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (1, 1e-7),
+        (1000, 1e-4),
+        (2000, 2e-4),
+        (2001, 2e-4),
+        (4_198_000, 2e-4),
+        (4_198_001, 2e-4 * 521_999 / 522_000),
+        (4_459_000, 1e-4),
+        (4_719_999, 2e-4 / 522_000),
+        (4_720_000, 0.0),
+    ],
+)
+def test_smollm3_schedule(step: int, expected: float) -> None:
+    assert learning_rate(SMOLLM3, PEAK, STEPS, step) == pytest.approx(expected, rel=1e-9)
+
+
+def test_first_step_of_the_decay_is_the_first_below_the_peak() -> None:
+    assert learning_rate(SMOLLM3, PEAK, STEPS, 4_198_000) == 2e-4 > learning_rate(SMOLLM3, PEAK, STEPS, 4_198_001)
+
+
+def test_cosine_decays_from_the_warmup_to_its_share_of_the_peak() -> None:
+    schedule = ScheduleConfig(name="cosine", warmup_steps=10, decay=Decay.cosine, final_lr_ratio=0.1)
+    rates = [learning_rate(schedule, PEAK, 110, step) for step in range(1, 111)]
+    assert rates[9] == 2e-4
+    assert rates[59] == pytest.approx(2e-5 + 1.8e-4 * 0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert rates[-1] == pytest.approx(2e-5)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_constant_stays_at_the_peak() -> None:
+    schedule = ScheduleConfig(warmup_steps=5, decay=Decay.constant)
+    assert {learning_rate(schedule, PEAK, 50, step) for step in range(5, 51)} == {2e-4}
+
+
+def test_no_warmup_and_no_decay() -> None:
+    schedule = ScheduleConfig(decay_steps=0)
+    assert {learning_rate(schedule, PEAK, 50, step) for step in range(1, 51)} == {2e-4}
