@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.observe.board import PHASES, RESTORE_STAGES, SAVE_STAGES, STEP_BUCKETS, Board, RankState
+from harness.observe.board import (
+    HISTOGRAMS,
+    OFFSETS,
+    PHASES,
+    RESTORE_STAGES,
+    SAVE_STAGES,
+    SCALARS,
+    STEP_BUCKETS,
+    VECTORS,
+    Board,
+    RankState,
+)
 from harness.observe.boards import BoardsCollector
 from tests.observe.pages import Page, page_of
 
@@ -30,6 +41,11 @@ def finish_step(board: Board, seconds: float = 0.4) -> None:
     board.set("learning_rate", 3e-4)
     board.set("last_step_time", 1_700_000_000.0)
     board.observe("step", seconds)
+
+
+def test_every_cell_has_a_place_of_its_own() -> None:
+    names = [*SCALARS, *VECTORS, *HISTOGRAMS]
+    assert len(set(names)) == len(names) == len(OFFSETS)
 
 
 def test_nothing_before_the_first_board(collector: BoardsCollector) -> None:
