@@ -41,9 +41,11 @@ def prometheus_config(
     else:
         targets = [f"{LOOPBACK}:{alertmanager_port}"]
         config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": targets}]}]}
+    targets_dir = data_dir / "targets"
+    targets_dir.mkdir(parents=True, exist_ok=True)  # Prometheus can't watch a folder that comes after it has started
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     try:
-        jobs["harness"]["file_sd_configs"][0]["files"] = [str(data_dir / "targets" / "harness.json")]
+        jobs["harness"]["file_sd_configs"][0]["files"] = [str(targets_dir / "harness.json")]
         jobs["harness-discovery"]["static_configs"] = [{"targets": [f"{LOOPBACK}:{discovery_port}"]}]
     except KeyError as error:
         raise ConfigError(f"{REPOSITORY / 'monitoring/prometheus.yml'}: {error} is missing") from None

@@ -58,6 +58,9 @@ def up(options: Options) -> int:
     except ComponentFailed as error:
         print(f"harness.monitor up: {error}\nEverything else was stopped.", file=sys.stderr)
         return CRASHED
+    except OSError as error:  # disk full, a program that cannot be run
+        print(f"harness.monitor up: {error.filename or options.data_dir}: {error.strerror}", file=sys.stderr)
+        return CRASHED
     return 0
 
 
