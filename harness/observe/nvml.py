@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,9 @@ THROTTLE_MASKS = {
 LONGEST_SAMPLE_SECONDS = 10.0
 """Throttling is sampled; a sample stands for the time since the one before, but for no more than this."""
 
+ENERGY_SECONDS = 30.0
+"""Energy is asked for this seldom: it takes 3-5 ms of CPU on an H200, every other question 0.05 ms."""
+
 Reading = tuple[str, tuple[str, ...], float]
 """Metric name, label values, value."""
 
@@ -43,12 +48,27 @@ COUNTERS = {
 }
 
 
+@dataclass
+class _Gpu:
+    """What is remembered of one GPU between calls."""
+
+    throttled: dict[str, float] = field(default_factory=lambda: dict.fromkeys(THROTTLE_MASKS, 0.0))
+    sampled_at: float | None = None
+    energy_at: float | None = None
+    energy: float | None = None
+    sm_max: float | None = None  # takes 1.5 ms to ask for, and never changes
+    name: str | None = None
+    uuid: str | None = None
+    lost: bool = False
+
+
 class GpuCollector:
     """Asks NVML about every GPU that the job may use. For `Background`: it samples throttling, and NVML can be slow.
 
     `visible_devices` is CUDA_VISIBLE_DEVICES (indices or UUIDs) or None for all. The `gpu` label is NVML's index.
     A GPU that is lost takes its series with it and is missing from harness_gpu_visible. What a driver or GPU does not
-    support is absent. NVML's process list is never asked for: it takes milliseconds.
+    support is absent. NVML's process list is never asked for: it takes
+    milliseconds.
     """
 
     name = "gpu"
@@ -56,9 +76,7 @@ class GpuCollector:
     def __init__(self, visible_devices: str | None = None) -> None:
         self._visible = VisibleDevices(visible_devices)
         self._nvml: ModuleType | None = None
-        self._throttled: dict[tuple[int, str], float] = {}
-        self._sampled_at: dict[int, float] = {}
-        self._lost: set[int] = set()
+        self._gpus: defaultdict[int, _Gpu] = defaultdict(_Gpu)
         self._away = False
 
     def collect(self) -> Iterable[Metric]:
@@ -67,16 +85,16 @@ class GpuCollector:
         readings: list[Reading] = []
         names = InfoMetricFamily("harness_gpu", "Name and UUID", labels=["gpu"])
         for index, handle in self._devices():
+            gpu = self._gpus[index]
             try:
-                found = list(self._read(index, handle))
-                name, uuid = self._ask("nvmlDeviceGetName", handle), self._ask("nvmlDeviceGetUUID", handle)
+                found = list(self._read(gpu, handle))
             except _Lost as error:
                 self._lose(index, error)
                 continue
-            self._lost.discard(index)
+            gpu.lost = False
             visible += 1
             readings += [(metric, (str(index), *labels), value) for metric, labels, value in found]
-            names.add_metric([str(index)], {"name": name or "unknown", "uuid": uuid or "unknown"})
+            names.add_metric([str(index)], {"name": gpu.name or "unknown", "uuid": gpu.uuid or "unknown"})
         yield GaugeMetricFamily("harness_gpu_visible", "GPUs of the job that answer", value=visible)
         yield from _families(readings)
         if names.samples:
@@ -108,10 +126,10 @@ class GpuCollector:
                 self._lose(index, error)
 
     def _lose(self, index: int, error: Exception) -> None:
-        if index not in self._lost:
+        gpu = self._gpus[index]
+        if not gpu.lost:
             log.warning("GPU %d is lost: %s", index, error)
-        self._lost.add(index)
-        self._sampled_at.pop(index, None)
+        self._gpus[index] = _Gpu(throttled=gpu.throttled, lost=True)  # another may come back in its place
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         """What NVML says, or None where driver or GPU does not support the question. Raises _Lost."""
@@ -124,7 +142,7 @@ class GpuCollector:
                 raise _Lost(str(error)) from error
             return None
 
-    def _read(self, index: int, handle: Any) -> Iterable[Reading]:
+    def _read(self, gpu: _Gpu, handle: Any) -> Iterable[Reading]:
         nvml = self._nvml
         assert nvml is not None
         if (rates := self._ask("nvmlDeviceGetUtilizationRates", handle)) is not None:
@@ -135,8 +153,6 @@ class GpuCollector:
             ("harness_gpu_temperature_celsius", 1.0, ("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU)),
             ("harness_gpu_power_watts", 1e-3, ("nvmlDeviceGetPowerUsage", handle)),
             ("harness_gpu_sm_clock_hertz", 1e6, ("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM)),
-            ("harness_gpu_sm_clock_max_hertz", 1e6, ("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM)),
-            ("harness_gpu_energy_joules_total", 1e-3, ("nvmlDeviceGetTotalEnergyConsumption", handle)),
         ):
             if (value := self._ask(*question)) is not None:
                 yield name, (), value * factor
@@ -150,21 +166,37 @@ class GpuCollector:
         if (rows := self._ask("nvmlDeviceGetRemappedRows", handle)) is not None:
             for kind, count in zip(("correctable", "uncorrectable", "pending", "failure"), rows, strict=True):
                 yield "harness_gpu_remapped_rows", (kind,), count
-        yield from self._throttle(index, handle)
+        yield from self._throttle(gpu, handle)
+        yield from self._seldom(gpu, handle)
 
-    def _throttle(self, index: int, handle: Any) -> Iterable[Reading]:
+    def _throttle(self, gpu: _Gpu, handle: Any) -> Iterable[Reading]:
         reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
         if reasons is None:  # its name in drivers before 535
             reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
         if reasons is None:
             return
         now = time.monotonic()
-        elapsed = min(now - self._sampled_at.get(index, now), LONGEST_SAMPLE_SECONDS)
-        self._sampled_at[index] = now
+        elapsed = 0.0 if gpu.sampled_at is None else min(now - gpu.sampled_at, LONGEST_SAMPLE_SECONDS)
+        gpu.sampled_at = now
         for reason, mask in THROTTLE_MASKS.items():
-            so_far = self._throttled.get((index, reason), 0.0) + (elapsed if reasons & mask else 0.0)
-            self._throttled[index, reason] = so_far
-            yield "harness_gpu_throttle_seconds_total", (reason,), so_far
+            if reasons & mask:
+                gpu.throttled[reason] += elapsed
+            yield "harness_gpu_throttle_seconds_total", (reason,), gpu.throttled[reason]
+
+    def _seldom(self, gpu: _Gpu, handle: Any) -> Iterable[Reading]:
+        """What is dear to ask for: the energy now and then, what never changes once."""
+        now = time.monotonic()
+        if gpu.energy_at is None or now - gpu.energy_at >= ENERGY_SECONDS:
+            gpu.energy_at = now
+            gpu.energy = self._ask("nvmlDeviceGetTotalEnergyConsumption", handle)
+            assert self._nvml is not None
+            if gpu.uuid is None:
+                gpu.name, gpu.uuid = self._ask("nvmlDeviceGetName", handle), self._ask("nvmlDeviceGetUUID", handle)
+                gpu.sm_max = self._ask("nvmlDeviceGetMaxClockInfo", handle, self._nvml.NVML_CLOCK_SM)
+        if gpu.energy is not None:
+            yield "harness_gpu_energy_joules_total", (), gpu.energy * 1e-3
+        if gpu.sm_max is not None:
+            yield "harness_gpu_sm_clock_max_hertz", (), gpu.sm_max * 1e6
 
 
 class _Lost(Exception):

@@ -6,7 +6,6 @@ import pytest
 
 from harness.observe.board import (
     HISTOGRAMS,
-    OFFSETS,
     PHASES,
     RESTORE_STAGES,
     SAVE_STAGES,
@@ -43,9 +42,21 @@ def finish_step(board: Board, seconds: float = 0.4) -> None:
     board.observe("step", seconds)
 
 
-def test_every_cell_has_a_place_of_its_own() -> None:
-    names = [*SCALARS, *VECTORS, *HISTOGRAMS]
-    assert len(set(names)) == len(names) == len(OFFSETS)
+def test_no_cell_overlaps_another(boards: MakeBoard) -> None:
+    board = boards(0)
+    places = [(name, 0) for name in SCALARS] + [(name, i) for name, length in VECTORS.items() for i in range(length)]
+    for value, (name, index) in enumerate(places, start=1):
+        board.set(name, value, index)
+    for name, (rows, bounds) in HISTOGRAMS.items():
+        for row in range(rows):
+            for seconds in (0.0, 2 * bounds[-1]):  # the first cell of a row, the last bucket, the sum
+                board.observe(name, seconds, row)
+    assert [board.get(name, index) for name, index in places] == list(range(1, len(places) + 1))
+    for name, (rows, bounds) in HISTOGRAMS.items():
+        expected = [1.0] + [0.0] * (len(bounds) - 1) + [1.0]
+        for row in range(rows):
+            assert board.histogram(name, row).counts == expected, name
+            assert board.histogram(name, row).sum == 2 * bounds[-1], name
 
 
 def test_nothing_before_the_first_board(collector: BoardsCollector) -> None:

@@ -114,6 +114,36 @@ def test_a_lost_gpu_takes_its_series_along_and_the_others_stay(
     assert scrape(collector).get("harness_gpu_visible") == 2
 
 
+def test_what_is_dear_is_asked_for_seldom(nvml: NvmlState, clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    asked: list[str] = []
+    for name in ("TotalEnergyConsumption", "MaxClockInfo", "Name"):
+        real = getattr(pynvml, f"nvmlDeviceGet{name}")
+        monkeypatch.setattr(
+            pynvml, f"nvmlDeviceGet{name}", lambda *a, real=real, name=name: (asked.append(name), real(*a))[1]
+        )
+    nvml(gpu(0))
+    collector = GpuCollector()
+    for _ in range(12):  # one minute
+        page = scrape(collector)
+        clock(5.0)
+    assert asked.count("TotalEnergyConsumption") == 2
+    assert asked.count("MaxClockInfo") == asked.count("Name") == 1
+    assert page.get("harness_gpu_energy_joules_total", gpu="0") == pytest.approx(123.456)
+    assert page.get("harness_gpu_sm_clock_max_hertz", gpu="0") == 1.98e9
+
+
+def test_a_gpu_that_comes_back_is_asked_who_it_is_and_keeps_its_counters(nvml: NvmlState, clock) -> None:
+    collector = GpuCollector()
+    for state in (gpu(0, "throttle=0x8"), gpu(0, "throttle=0x8"), gpu(0, "lost=1"), gpu(0).replace("1980", "2000")):
+        nvml(state)
+        clock(1.0)
+        page = scrape(collector)
+    assert page.get("harness_gpu_sm_clock_max_hertz", gpu="0") == 2e9
+    assert page.get("harness_gpu_throttle_seconds_total", gpu="0", reason="hw_slowdown") == 1.0
+
+
 def test_what_an_old_driver_lacks_is_absent(nvml: NvmlState, clock) -> None:
     nvml(gpu(0, "throttle=0x40"), driver="old")
     collector = GpuCollector()
