@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import cgroups, config, daemons, network, nodes, processes, requirements
 from .errors import ClusterError
-from .layout import MAX_SLOTS, OWN_ENTRIES, Layout, Settings, check_dir, load, state_file
+from .layout import LOGS, LOGS_MARK, MAX_SLOTS, OWN_ENTRIES, Layout, Settings, check_dir, check_empty, load
 
 IDLE_SECONDS = 90.0
 
@@ -26,13 +26,14 @@ def up(folder: Path, settings: Settings) -> Layout:
     check_dir(folder)
     requirements.check()
     with network.machine_lock():
-        if state_file(folder).exists() or network.slot_of(folder) is not None:
+        if load(folder) is not None or network.slot_of(folder) is not None:
             raise ClusterError(
                 f"a cluster is up (or half up) in {folder}\n"
                 f"fix: `slurm/dev down --dir {folder}` first, or another folder with --dir"
             )
+        check_empty(folder)
         with _undo_on_error(folder):
-            shutil.rmtree(folder / "log", ignore_errors=True)  # an earlier cluster's, from --keep-logs
+            shutil.rmtree(folder / LOGS, ignore_errors=True)  # an earlier cluster's, from --keep-logs
             folder.mkdir(parents=True, exist_ok=True)
             layout = network.claim(folder, settings)
             layout.save()
@@ -49,7 +50,7 @@ def _undo_on_error(folder: Path) -> Iterator[None]:
     except BaseException as error:
         with contextlib.suppress(ClusterError):
             down(folder, keep_logs=True)
-        logs = folder / "log"
+        logs = folder / LOGS
         if isinstance(error, ClusterError) and logs.is_dir():
             raise type(error)(f"{error}{network.firewall_hint()}\nall logs: {logs}") from error
         raise
@@ -73,6 +74,7 @@ def _start(layout: Layout) -> None:
 def _prepare_folder(layout: Layout) -> None:
     for name in ("state", "spool", "log", "run", "munge", "mariadb", "gpu"):
         (layout.dir / name).mkdir(exist_ok=True)
+    (layout.logs / LOGS_MARK).touch()
     for folder in (layout.dir, layout.munge_socket.parent):
         folder.chmod(0o755)  # every user's commands read slurm.conf and reach munge's socket
     for i in range(layout.settings.gpus):
@@ -121,16 +123,16 @@ def down(folder: Path, keep_logs: bool = False) -> bool:
     saved = load(folder)
     if slot is None and saved is not None and network.owner(saved.slot) is None:
         slot = saved.slot  # the bridge is gone, the rest may not be
-    found = slot is not None or state_file(folder).exists()
     if slot is not None:
         _remove_slot(Layout(folder, slot, Settings()).prefix)
+    if slot is None and saved is None:
+        return False
     _remove_folder(folder, keep_logs)
-    return found
+    return True
 
 
 def _remove_slot(prefix: str) -> None:
-    if os.geteuid() != 0:
-        requirements.check()
+    requirements.check_root()
     for netns in network.namespaces(prefix):
         processes.kill_network(netns)
     network.destroy(prefix)
@@ -140,7 +142,7 @@ def _remove_slot(prefix: str) -> None:
 def _remove_folder(folder: Path, keep_logs: bool) -> None:
     if not folder.is_dir():
         return
-    for name in OWN_ENTRIES - ({"log"} if keep_logs else set()):
+    for name in OWN_ENTRIES - ({LOGS} if keep_logs else set()):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

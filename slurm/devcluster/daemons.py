@@ -16,6 +16,8 @@ NAMES = ("munged", "mariadbd", "slurmdbd", "slurmctld")
 DATABASE_PORT = 6819
 START_SECONDS = 60.0
 """A daemon that is not ready after this long on a busy machine will not be."""
+GONE_SECONDS = 5.0
+"""Absent for this long: it died, and is not merely slow to appear."""
 _AS_CTL = 'echo ctl >/proc/sys/kernel/hostname && exec "$@"'
 
 
@@ -41,14 +43,15 @@ def _start(layout: Layout, *command: str, **variables: str) -> None:
 
 def _wait_for(layout: Layout, name: str, ready: Callable[[], bool]) -> None:
     """Wait until a daemon answers. Raises ClusterError with the end of its logs when it dies or stays silent."""
-    deadline = time.monotonic() + START_SECONDS
-    seen = False
+    start = last_seen = time.monotonic()
     while not ready():
-        alive = name in running(layout)
-        if (seen and not alive) or time.monotonic() > deadline:
-            verb = "died" if seen and not alive else f"did not answer in {START_SECONDS:.0f} s"
-            raise ClusterError(f"{name} {verb}\n{log_tail(layout, name)}")
-        seen = seen or alive
+        now = time.monotonic()
+        if name in running(layout):
+            last_seen = now
+        if now - last_seen > GONE_SECONDS:
+            raise ClusterError(f"{name} died\n{log_tail(layout, name)}")
+        if now - start > START_SECONDS:
+            raise ClusterError(f"{name} did not answer in {START_SECONDS:.0f} s\n{log_tail(layout, name)}")
         time.sleep(0.05)
 
 

@@ -14,7 +14,14 @@ MAX_DIR_LENGTH = 80
 """A Unix socket's path has at most 107 bytes, and munge's and MariaDB's sockets lie in the folder."""
 HIDDEN_IN_NODES = ("/run", "/var/run", "/dev", "/proc", "/sys")
 """Places where a node has mounts of its own and would not see the cluster's folder."""
-NAME = "harness-slurm"
+LOGS = "log"
+LOGS_MARK = ".slurm-dev"
+"""File in the folder of logs that tells ours from any other folder of that name."""
+OWN_ENTRIES = frozenset(
+    ("cluster.json", "cluster.json.new", "slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf", "hosts")
+    + ("state", "spool", LOGS, "run", "munge", "mariadb", "gpu")
+)
+"""All that a cluster ever puts into its folder; `down` deletes these and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Layout:
 
     @property
     def logs(self) -> Path:
-        return self.dir / "log"
+        return self.dir / LOGS
 
     @property
     def munge_socket(self) -> Path:
@@ -104,7 +111,9 @@ class Layout:
     def save(self) -> None:
         """Remember slot and settings in the cluster's folder."""
         text = json.dumps({"slot": self.slot, **asdict(self.settings)})
-        state_file(self.dir).write_text(text + "\n")
+        new = self.dir / "cluster.json.new"
+        new.write_text(text + "\n")
+        new.rename(state_file(self.dir))
 
 
 def state_file(folder: Path) -> Path:
@@ -113,7 +122,7 @@ def state_file(folder: Path) -> Path:
 
 
 def load(folder: Path) -> Layout | None:
-    """The layout saved in `folder`, or None when there is none (a half-written one counts as none)."""
+    """The layout saved in `folder`, or None when there is none (or a file of that name that is not ours)."""
     try:
         values = json.loads(state_file(folder).read_text())
         slot = values.pop("slot")
@@ -137,17 +146,16 @@ def check_dir(folder: Path) -> None:
         raise ClusterError(f"--dir {text!r} has a blank or one of # , = \" ' \\, which slurm.conf cannot hold")
     if folder.exists() and not folder.is_dir():
         raise ClusterError(f"--dir {text} is a file; give a folder that does not exist yet")
-    if folder.is_dir():
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in OWN_ENTRIES)
-        if foreign:
-            raise ClusterError(
-                f"--dir {text} holds other files ({', '.join(foreign[:3])}), and `down` deletes the folder; "
-                "give one that does not exist yet"
-            )
 
 
-OWN_ENTRIES = frozenset(
-    ("cluster.json", "slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf", "hosts")
-    + ("state", "spool", "log", "run", "munge", "mariadb", "gpu")
-)
-"""All that a cluster ever puts into its folder; `down` deletes these and nothing else."""
+def check_empty(folder: Path) -> None:
+    """Raise ClusterError when `folder` holds anything but the logs that an earlier cluster left in it."""
+    if not folder.is_dir():
+        return
+    kept = {LOGS} if (folder / LOGS / LOGS_MARK).exists() else set()
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in kept)
+    if foreign:
+        raise ClusterError(
+            f"--dir {folder} holds other files ({', '.join(foreign[:3])}), and `down` deletes the folder; "
+            "give one that does not exist yet"
+        )

@@ -55,6 +55,11 @@ def check() -> None:
             f"not on this machine: {', '.join(absent)}\n"
             f"fix: apt-get update && apt-get install --no-install-recommends {packages}"
         )
+    check_root()
+
+
+def check_root() -> None:
+    """Raise MissingError unless we are root."""
     if os.geteuid() != 0:
         raise MissingError(
             "network and process namespaces of the nodes need root, and this is user id "

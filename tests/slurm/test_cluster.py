@@ -123,7 +123,7 @@ def test_a_failed_up_says_why_and_cleans_up(folder: Path, monkeypatch: pytest.Mo
     assert done.returncode == 1
     assert "slurmctld" in done.stderr
     assert "no license today" in done.stderr
-    assert [p.name for p in folder.iterdir()] == ["log"]
+    assert [p.name for p in folder.iterdir()] == ["log"], "a second `up` would be refused"
     assert traces(folder) == {f"folder {folder}"}
 
 

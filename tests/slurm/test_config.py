@@ -7,7 +7,7 @@ import pytest
 
 from slurm.devcluster import config
 from slurm.devcluster.errors import ClusterError
-from slurm.devcluster.layout import Layout, Settings, check_dir, load
+from slurm.devcluster.layout import Layout, Settings, check_dir, check_empty, load
 
 LAYOUT = Layout(Path("/tmp/c"), 2, Settings(nodes=3, gpus=4, slurmd_timeout=9))
 
@@ -53,7 +53,7 @@ def test_without_gpus_nothing_speaks_of_them() -> None:
 
 
 def test_hosts_resolve_this_machine_the_controller_and_all_nodes() -> None:
-    entries = dict(reversed(line.split()[:2]) for line in config.hosts(LAYOUT).splitlines())
+    entries = {line.split()[1]: line.split()[0] for line in config.hosts(LAYOUT).splitlines()}
     assert entries["host"] == "10.77.2.1"
     assert entries["ctl"] == "10.77.2.2"
     assert entries["n3"] == "10.77.2.13"
@@ -78,7 +78,7 @@ def test_layout_is_read_back_as_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"slot": 1, "unknown": 2}'])
-def test_half_written_state_is_no_cluster(tmp_path: Path, text: str) -> None:
+def test_foreign_file_of_that_name_is_no_cluster(tmp_path: Path, text: str) -> None:
     (tmp_path / "cluster.json").write_text(text)
     assert load(tmp_path) is None
 
@@ -104,9 +104,22 @@ def test_settings_out_of_range_are_named(settings: Settings, message: str) -> No
         ("/tmp/" + "x" * 90, "80 or less"),
         ("/tmp/a b", "cannot hold"),
         ("/etc/hostname", "is a file"),
-        ("/etc", "holds other files"),
     ],
 )
 def test_folders_that_cannot_hold_a_cluster_are_refused(folder: str, message: str) -> None:
     with pytest.raises(ClusterError, match=message):
         check_dir(Path(folder))
+
+
+def test_a_site_configuration_folder_is_no_place_for_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").write_text("ClusterName=precious")
+    with pytest.raises(ClusterError, match=r"holds other files \(slurm.conf\)"):
+        check_empty(tmp_path)
+
+
+def test_only_our_own_kept_logs_may_lie_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    with pytest.raises(ClusterError, match=r"holds other files \(log\)"):
+        check_empty(tmp_path)
+    (tmp_path / "log" / ".slurm-dev").touch()
+    check_empty(tmp_path)

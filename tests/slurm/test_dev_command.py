@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.slurm_cluster import require_slurm
+
 DEV = Path(__file__).resolve().parents[2] / "slurm" / "dev"
 
 
@@ -21,14 +23,16 @@ def test_commands_on_a_cluster_that_is_not_up_say_so(tmp_path: Path) -> None:
 
 
 def test_down_without_a_cluster_is_no_error_and_deletes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    for name in ("slurm.conf", "cluster.json"):
+        (tmp_path / name).write_text("mine")
     done = dev("down", HARNESS_SLURM_DIR=str(tmp_path))
     assert done.returncode == 0
     assert "no cluster was up" in done.stdout
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "slurm.conf").read_text() == (tmp_path / "cluster.json").read_text() == "mine"
 
 
 def test_up_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
+    require_slurm()
     (tmp_path / "mine.txt").write_text("mine")
     done = dev("up", "--dir", str(tmp_path))
     assert done.returncode == 1
