@@ -34,7 +34,9 @@ def in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
         return [pickle.loads(path.read_bytes()) for path in found]
 
 
-def start_trainers(run: Path, world_size: int, boards: Path, attempt: int | None = None, **env: str) -> list[BaseProcess]:
+def start_trainers(
+    run: Path, world_size: int, boards: Path, attempt: int | None = None, **env: str
+) -> list[BaseProcess]:
     """The ranks of `python -m harness.train run`, each with its output in `boards`/rank-N.log."""
     port = free_port()
     if attempt is not None:

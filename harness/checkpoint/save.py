@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as dcp_save
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -22,7 +21,7 @@ from harness.checkpoint import folders
 from harness.checkpoint.manifest import FileRecord, Manifest, describe_file
 from harness.checkpoint.reports import Reports, SaveResult
 from harness.checkpoint.state import State, copy_to_cpu
-from harness.checkpoint.storage import METADATA
+from harness.checkpoint.storage import METADATA, TensorWriter
 from harness.run.folder import RunFolder
 
 
@@ -126,8 +125,7 @@ class Saver:
         """Write and checksum this rank's part. Collective: a failure on one rank ends it on all."""
         rank = self._reports.rank
         try:
-            writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-            dcp_save(state, storage_writer=writer, process_group=self._group)
+            dcp_save(state, storage_writer=TensorWriter(folder), process_group=self._group)
             names = [path for path in folder.glob(f"__{rank}_*") if path.is_file()]
             if rank == 0:
                 names.append(folder / METADATA)

@@ -1,4 +1,4 @@
-"""Reads torch's distributed checkpoints without running what a file says.
+"""Writes torch's distributed checkpoints, and reads them without running what a file says.
 
 `.metadata` is a pickle, and entries that are not tensors go through an unrestricted torch.load: whoever can write to the
 checkpoint folder could run code in every rank of everybody who resumes. Here only the classes that describe tensors are
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from harness.checkpoint.manifest import CorruptCheckpoint
 
@@ -72,6 +74,24 @@ def read_metadata(folder: Path, files: Collection[str]) -> Metadata:
     if metadata.storage_meta is None:
         metadata.storage_meta = StorageMeta()
     return metadata
+
+
+class TensorWriter(FileSystemWriter):
+    """torch's writer, one synced file per rank, that tells a full disk from a bug."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, single_file_per_rank=True, sync_files=True)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__  # closing the half-written tensor failed too, with a message about positions
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(self.path)) from error
 
 
 class TensorReader(FileSystemReader):

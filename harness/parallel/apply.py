@@ -1,11 +1,13 @@
-"""Divides a model on the meta device over the mesh: tensor parallel, recomputation, compile, FSDP2, in this order."""
+"""Divides a model on the meta device over the mesh: tensor parallel, compile, recomputation, FSDP2, in this order."""
 
 import re
+from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from harness.config.schema import ActivationCheckpoint, Precision, TrainConfig
@@ -25,12 +27,12 @@ def parallelize(model: LossModel, mesh: DeviceMesh, train: TrainConfig) -> None:
     layers = model.lm.model.layers
     if "tp" in (mesh.mesh_dim_names or ()):
         apply_tensor_parallel(model.lm, mesh["tp"])
-    if train.activation_checkpoint is ActivationCheckpoint.full:
-        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if train.compile and mesh.device_type == "cuda":
-        for layer in layers:
-            # the bound method, not the module: names of parameters stay, and FSDP's hooks stay outside
+    for layer in layers:
+        # the layer's forward is replaced, not the layer: names of parameters stay, and FSDP's hooks stay outside
+        if train.compile and mesh.device_type == "cuda":
             layer.forward = torch.compile(layer.forward)
+        if train.activation_checkpoint is ActivationCheckpoint.full:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     dtype = compute_dtype(train, mesh.device_type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in (*layers, model):

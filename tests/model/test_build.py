@@ -21,7 +21,9 @@ def test_other_families_have_rotary_positions_everywhere() -> None:
 @pytest.mark.parametrize("model_type", ["smollm3", "llama", "qwen3"])
 def test_every_field_reaches_the_model(model_type: str) -> None:
     interval = 4 if model_type == "smollm3" else 0
-    model = tiny_model(model_type=model_type, head_dim=24, rope_theta=5e5, rms_norm_eps=1e-5, no_rope_layer_interval=interval)
+    model = tiny_model(
+        model_type=model_type, head_dim=24, rope_theta=5e5, rms_norm_eps=1e-5, no_rope_layer_interval=interval
+    )
     built = build_on_meta(model, "sdpa")
     assert built.model.layers[0].self_attn.head_dim == 24
     assert built.model.norm.variance_epsilon == 1e-5

@@ -60,7 +60,9 @@ def _gathered(
 
 @pytest.mark.parametrize("model", [tiny_model(), QWEN3], ids=["smollm3", "qwen3"])
 @pytest.mark.parametrize(("world_size", "parallel"), LAYOUTS, ids=["fsdp2", "tp2", "fsdp2xtp2", "hsdp2x2"])
-def test_every_layout_starts_from_the_same_weights(world_size: int, parallel: ParallelConfig, model: ModelConfig) -> None:
+def test_every_layout_starts_from_the_same_weights(
+    world_size: int, parallel: ParallelConfig, model: ModelConfig
+) -> None:
     expected = whole(model)
     ranks = in_ranks(_gathered, world_size, model, parallel)
     for full, _ in ranks:

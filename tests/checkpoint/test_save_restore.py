@@ -1,0 +1,231 @@
+import os
+import resource
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from harness.checkpoint import folders
+from harness.checkpoint.manifest import Manifest
+from harness.checkpoint.restore import CannotResume, restore
+from harness.checkpoint.state import training_state
+from harness.config.schema import OptimConfig, ParallelConfig
+from harness.observe.board import SAVE_STAGES
+from harness.optim.groups import build_optimizer
+from tests.checkpoint.conftest import IDENTITY, Alone, state_of
+from tests.model.test_init import sharded
+from tests.ranks import in_ranks
+from tests.tiny import tiny_model
+
+
+def read(alone: Alone, verify: bool = True, **changed: object) -> tuple[Manifest | None, dict[str, torch.Tensor]]:
+    state = state_of(0.0)
+    identity = {**IDENTITY, **changed}
+    manifest = restore(alone.run, state, identity=identity, verify=verify, group=alone.group, reports=alone.reports)
+    return manifest, state
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_saved_state_comes_back(in_background: bool, alone: Alone) -> None:
+    saver = alone.saver(in_background=in_background)
+    state = state_of(3.0)
+    saver.save(state, 12, 345)
+    for tensor in state.values():  # training goes on at once
+        if in_background:
+            tensor.fill_(-1.0)
+    result = saver.wait()
+    assert result is not None and result.error is None and result.size == result.own_size > 0
+    manifest, found = read(alone)
+    assert manifest is not None and (manifest.step, manifest.tokens, manifest.world_size) == (12, 345, 1)
+    assert_same(found, state_of(3.0))
+    assert alone.events() == [("checkpoint", 12)]
+    assert alone.board.get("ckpt_last_success_step") == 12
+    assert alone.board.get("ckpt_bytes_total") == result.size
+    assert [sum(alone.board.histogram("save", row).counts) for row in range(len(SAVE_STAGES))] == [1, 1, 1]
+    assert [sum(alone.board.histogram("restore", row).counts) for row in range(2)] == [1, 1]
+
+
+def test_without_checkpoints_there_is_nothing_to_restore(alone: Alone) -> None:
+    assert read(alone)[0] is None
+    assert alone.events() == []
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": lambda folder: damage(folder / "__0_0.distcp"),
+    "truncated": lambda folder: os.truncate(folder / "__0_0.distcp", 100),
+    "empty": lambda folder: os.truncate(folder / "__0_0.distcp", 0),
+    "file gone": lambda folder: (folder / "__0_0.distcp").unlink(),
+    "metadata gone": lambda folder: (folder / ".metadata").unlink(),
+    "metadata flipped": lambda folder: damage(folder / ".metadata"),
+    "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: os.truncate(folder / "manifest.json", 50),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_corrupt_newest_is_passed_over_and_made_again(kind: str, alone: Alone) -> None:
+    saver = alone.saver()
+    for step in (1, 2):
+        saver.save(state_of(step), step, step)
+    DAMAGES[kind](folders.complete_path(alone.run.checkpoints_dir, 2))
+    manifest, found = read(alone)
+    assert manifest is not None and manifest.step == 1
+    assert_same(found, state_of(1.0))
+    assert alone.events()[-1] == ("checkpoint_corrupt", 2)
+    saver.save(state_of(2.5), 2, 2)
+    manifest, found = read(alone)
+    assert manifest is not None and manifest.step == 2
+    assert_same(found, state_of(2.5))
+
+
+def test_sizes_are_checked_even_without_verification(alone: Alone) -> None:
+    saver = alone.saver()
+    for step in (1, 2):
+        saver.save(state_of(step), step, step)
+    DAMAGES["truncated"](folders.complete_path(alone.run.checkpoints_dir, 2))
+    manifest, _ = read(alone, verify=False)
+    assert manifest is not None and manifest.step == 1
+
+
+def test_starting_over_is_refused_where_no_checkpoint_can_be_read(alone: Alone) -> None:
+    alone.saver().save(state_of(1.0), 1, 1)
+    DAMAGES["empty"](folders.complete_path(alone.run.checkpoints_dir, 1))
+    with pytest.raises(CannotResume, match="none of the 1 checkpoints"):
+        read(alone)
+
+
+def test_checkpoint_of_another_run_is_refused_with_the_difference(alone: Alone) -> None:
+    alone.saver().save(state_of(1.0), 1, 1)
+    with pytest.raises(CannotResume, match=r"data\.seed: 1 in the checkpoint, 2 now"):
+        read(alone, **{"data.seed": 2})
+
+
+def test_older_ones_go_only_after_a_newer_one_is_complete(alone: Alone) -> None:
+    saver = alone.saver(keep=2)
+    for step in (1, 2, 3):
+        saver.save(state_of(step), step, step)
+    assert folders.complete_steps(alone.run.checkpoints_dir) == [3, 2]
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_one(in_background: bool, alone: Alone) -> None:
+    saver = alone.saver(keep=1, in_background=in_background)
+    saver.save(state_of(1.0), 1, 1)
+    saver.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        saver.save(state_of(2.0), 2, 2)
+        result = saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result is not None and result.error is not None and "File too large" in result.error
+    assert alone.board.get("ckpt_failures_total") == 1
+    failure = alone.run.events()[-1]
+    assert failure["event"] == "checkpoint_failed" and "File too large" in failure["reason"]
+    assert sorted(path.name for path in alone.run.checkpoints_dir.iterdir()) == ["latest", "step-00000001"]
+    saver.save(state_of(3.0), 3, 3)
+    saver.wait()
+    assert folders.complete_steps(alone.run.checkpoints_dir) == [3]
+
+
+def test_an_older_attempt_is_fenced_off(alone: Alone) -> None:
+    for attempt in (3, 4):
+        alone.run.attempt_dir(attempt).mkdir()
+    saver = alone.saver(attempt=3)
+    saver.save(state_of(1.0), 1, 1)
+    result = saver.wait()
+    assert result is not None and result.fenced
+    assert list(alone.run.checkpoints_dir.iterdir()) == []
+    alone.saver(attempt=4).save(state_of(1.0), 1, 1)
+    assert folders.complete_steps(alone.run.checkpoints_dir) == [1]
+
+
+def test_only_one_save_is_under_way_at_a_time(alone: Alone) -> None:
+    saver = alone.saver(in_background=True)
+    for step in range(1, 4):
+        saver.save(state_of(step), step, step)
+        assert sum(thread.name.startswith("save-") for thread in threading.enumerate()) <= 1
+    saver.wait()
+    assert alone.events() == [("checkpoint", 1), ("checkpoint", 2), ("checkpoint", 3)]
+
+
+def _train_a_little(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give every tensor of the state a value that follows from its name alone."""
+    from torch.distributed.tensor import DTensor
+
+    from harness.model.init import own_part
+
+    for number, (_, tensor) in enumerate(sorted(training_state(model, optimizer).items())):
+        full = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+        (tensor.to_local() if isinstance(tensor, DTensor) else tensor).copy_(full[own_part(tensor)])
+
+
+def _save_then_load_elsewhere(rank: int, world_size: int, folder: Path, layouts: list[ParallelConfig]) -> list[int]:
+    """Save in the first layout, alternating ways, and read in all others; bytes that this rank wrote."""
+    from harness.checkpoint.reports import Reports
+    from harness.checkpoint.save import Saver
+    from harness.observe.board import Board, board_path
+    from harness.run.folder import RunFolder
+
+    run = RunFolder(folder)
+    group = dist.new_group(backend="gloo")
+    reports = Reports(Board.open_for_write(board_path(folder / "boards", rank)), run.ledger(0), rank)
+
+    def fresh(layout: ParallelConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = sharded(tiny_model(), layout, world_size).lm
+        return model, build_optimizer(model, OptimConfig())
+
+    sizes = []
+    for step, background in enumerate((False, True), 1):
+        model, optimizer = fresh(layouts[0])
+        _train_a_little(model, optimizer)
+        saver = Saver(run, attempt=0, group=group, identity={}, keep=1, in_background=background, reports=reports)
+        saver.save(training_state(model, optimizer), step, step)
+        result = saver.wait()
+        assert result is not None and result.error is None
+        sizes.append(result.own_size)
+        for layout in layouts:
+            model, optimizer = fresh(layout)
+            restored = training_state(model, optimizer)
+            manifest = restore(run, restored, identity={}, verify=True, group=group, reports=reports)
+            assert manifest is not None and manifest.step == step
+            expected_model, expected_optimizer = fresh(layout)
+            _train_a_little(expected_model, expected_optimizer)
+            for name, tensor in training_state(expected_model, expected_optimizer).items():
+                assert torch.equal(_local(restored[name]), _local(tensor)), name
+    return sizes
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def test_any_layout_reads_what_any_other_wrote(tmp_path: Path) -> None:
+    layouts = [
+        ParallelConfig(tp=2),
+        ParallelConfig(),
+        ParallelConfig(dp_replicate=2),
+        ParallelConfig(dp_replicate=2, tp=2),
+    ]
+    for first in (0, 2):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        sizes = in_ranks(_save_then_load_elsewhere, 4, folder, [layouts[first], *layouts])
+        assert all(size > 0 for rank in sizes for size in rank)
+        shutil.rmtree(folder)

@@ -1,0 +1,57 @@
+"""Every layout must train the same model: losses and gradient norms over five steps against one process."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.run.folder import RunFolder
+from tests.ranks import exit_codes, start_trainers
+from tests.tiny import tiny_model, tiny_run, write_tokens
+
+QWEN3 = tiny_model(model_type="qwen3", no_rope_layer_interval=0, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "web")
+
+
+def train(folder: Path, data: Path, world_size: int, **changes: object) -> RunFolder:
+    run = tiny_run(folder, data=data, steps=5, **changes)
+    boards = folder / "boards"
+    boards.mkdir()
+    codes = exit_codes(start_trainers(run.path, world_size, boards))
+    assert codes == [0] * world_size, (boards / "rank-0.log").read_text()
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """The runs of one process that the others are held against."""
+    return {
+        "smollm3": train(tmp_path_factory.mktemp("alone"), data, 1),
+        "qwen3": train(tmp_path_factory.mktemp("alone"), data, 1, **{"model__" + k: v for k, v in vars(QWEN3).items()}),
+    }
+
+
+LAYOUTS = {
+    "fsdp2": (2, {}),
+    "tp2": (2, {"parallel__tp": 2}),
+    "hsdp2x2": (4, {"parallel__dp_replicate": 2}),
+    "fsdp2xtp2": (4, {"parallel__tp": 2}),
+    "one-large-micro-batch": (1, {"train__micro_batch_size": 8}),
+    "qwen3-fsdp2xtp2": (4, {"parallel__tp": 2, **{"model__" + k: v for k, v in vars(QWEN3).items()}}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_equals_a_single_process(layout: str, alone: dict[str, RunFolder], data: Path, tmp_path: Path) -> None:
+    world_size, changes = LAYOUTS[layout]
+    found = train(tmp_path, data, world_size, **changes).metrics()
+    expected = alone["qwen3" if "qwen3" in layout else "smollm3"].metrics()
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
+    for line, wanted in zip(found, expected, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+        assert (line["tokens"], line["lr"]) == (wanted["tokens"], wanted["lr"])
+    assert found[-1]["loss"] < found[0]["loss"]

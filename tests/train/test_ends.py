@@ -1,0 +1,218 @@
+"""Ends that are no success: each with its exit code, an event, and nothing lost."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config.schema import NonFinitePolicy
+from harness.observe.board import Board, board_path
+from harness.run import exit_codes as codes
+from harness.run.folder import RunFolder
+from harness.train import rank as rank_module
+from harness.train.process import Place
+from harness.train.setup import Trainer, set_up
+from tests.ranks import exit_codes, start_trainers
+from tests.tiny import losses, tiny_run, write_tokens
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "web")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Lets `harness.train.rank.main` run in this process; the folder of its board."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HARNESS_BOARD_DIR", str(tmp_path / "boards"))
+    threads = torch.get_num_threads()
+    yield tmp_path / "boards"
+    torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def train(run: RunFolder) -> int:
+    code = rank_module.main([str(run.path)])
+    if torch.distributed.is_initialized():  # a process that fails would have ended by now
+        torch.distributed.destroy_process_group()
+    return code
+
+
+def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> list[Trainer]:
+    """Make the loss NaN in these steps, as a bad batch would."""
+    seen: list[Trainer] = []
+
+    def planting(run: RunFolder, config: object, place: Place, boards: Path) -> Trainer:
+        trainer = set_up(run, config, place, boards)  # type: ignore[arg-type]
+        seen.append(trainer)
+        trainer.stepper.model.register_forward_hook(
+            lambda module, args, out: out * float("nan") if trainer.step + 1 in steps else out
+        )
+        return trainer
+
+    monkeypatch.setattr(rank_module, "set_up", planting)
+    return seen
+
+
+def weights_and_moments(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.to_local() if hasattr(tensor, "to_local") else tensor for name, tensor in trainer.state.items()
+    }
+
+
+def test_a_step_that_is_not_finite_is_skipped(
+    alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_nan = plant_nan(monkeypatch, {3})
+    run = tiny_run(tmp_path, data=data, steps=3)
+    assert train(run) == codes.OK
+    shorter = tiny_run(tmp_path, name="shorter", data=data, steps=2, schedule__decay_steps=1)
+    config = run.load_config()
+    config.train.steps, config.schedule.decay_steps = 2, 0
+    shorter.save_config(config)
+    board = Board.open_for_read(board_path(alone, 0))
+    assert (board.get("nonfinite_total"), board.get("skipped_total")) == (1, 1)
+    assert [(e["event"], e["step"]) for e in run.events()][1:3] == [("skip", 3), ("checkpoint", 3)]
+    last = run.metrics()[-1]
+    assert (last["step"], last["loss"], last["skipped"]) == (3, None, True)
+    assert train(shorter) == codes.OK
+    after_skip, before_skip = map(weights_and_moments, with_nan)
+    for name, tensor in before_skip.items():  # as they were after step 2
+        assert torch.equal(after_skip[name], tensor), name
+    assert after_skip["optim.model.norm.weight.step"].item() == 2
+
+
+def test_policy_stop_ends_the_run_at_once(
+    alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_nan(monkeypatch, {2})
+    run = tiny_run(tmp_path, data=data, steps=5, train__nonfinite=NonFinitePolicy.stop)
+    assert train(run) == codes.NONFINITE
+    assert "train.nonfinite=stop" in capsys.readouterr().out
+    end = run.events()[-1]
+    assert (end["event"], end["step"], end["loss"]) == ("nonfinite", 2, "nan")
+
+
+def test_too_many_in_a_row_end_the_run_but_not_as_many_apart(
+    alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_nan(monkeypatch, {1, 3, 5, 6})
+    run = tiny_run(tmp_path, data=data, steps=9, train__max_nonfinite=2)
+    assert train(run) == codes.NONFINITE
+    ends = [(e["event"], e["step"], e["in_a_row"]) for e in run.events() if e["event"] in ("skip", "nonfinite")]
+    assert ends == [("skip", 1, 1), ("skip", 3, 1), ("skip", 5, 1), ("nonfinite", 6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__vocab_size": 100}, None),
+        ({"model__no_rope_layer_interval": 2}, "model.no_rope_layer_interval: 4 in the checkpoint, 2 now"),
+        ({"data__seed": 9}, "data.seed: 0 in the checkpoint, 9 now"),
+        ({"train__global_batch_size": 4}, "data.global_batch_size: 8 in the checkpoint, 4 now"),
+    ],
+    ids=["vocabulary", "model", "data", "batch"],
+)
+def test_a_changed_run_is_not_resumed(
+    changes: dict[str, int],
+    message: str | None,
+    alone: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tiny_run(tmp_path, data=data, steps=1)
+    assert train(run) == codes.OK
+    before = sorted(path.name for path in run.checkpoints_dir.iterdir())
+    tiny_run(tmp_path, data=data, steps=4, **changes)
+    assert train(run) == codes.CONFIG
+    printed = capsys.readouterr().out
+    assert (message or "model.vocab_size: 256 in the checkpoint, 100 now") in printed
+    assert "Set these keys back, or start a new run" in printed
+    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == before
+
+
+def test_missing_data_and_folder_are_named(
+    alone: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path, data=data)
+    config = run.load_config()
+    config.data.sources["web"].path = str(tmp_path / "nowhere")
+    run.save_config(config)
+    assert train(run) == codes.CONFIG
+    assert f"data.sources.web.path={tmp_path / 'nowhere'}" in capsys.readouterr().out
+    assert train(RunFolder(tmp_path / "no-run")) == codes.CONFIG
+    assert "is not a run folder" in capsys.readouterr().out
+
+
+def test_layout_that_does_not_fit_the_ranks_is_named(
+    alone: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path, data=data, parallel__tp=2)
+    assert train(run) == codes.CONFIG
+    assert "do not multiply to the 1 ranks" in capsys.readouterr().out
+
+
+def test_an_older_attempt_does_not_go_on(data: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, data=data, steps=5000, checkpoint__every_steps=5000)
+    run.attempt_dir(2).mkdir()
+    assert exit_codes(start_trainers(run.path, 1, tmp_path, attempt=1)) == [codes.FENCED]
+    ranks = start_trainers(run.path, 2, tmp_path, attempt=2)
+    while not run.metrics():
+        assert all(rank.is_alive() for rank in ranks)
+    run.attempt_dir(3).mkdir()
+    assert exit_codes(ranks) == [codes.FENCED, codes.FENCED]
+    assert list(run.checkpoints_dir.iterdir()) == []
+
+
+def test_disk_full_while_saving_is_survived_and_tried_again(data: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, data=data, steps=4000, checkpoint__every_steps=3)
+    ranks = start_trainers(run.path, 2, tmp_path)
+    assert ranks[1].pid is not None
+    resource.prlimit(ranks[1].pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    while not [event for event in run.events() if event["event"] == "checkpoint_failed"]:
+        assert all(rank.is_alive() for rank in ranks)
+    resource.prlimit(ranks[1].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    while not [event for event in run.events() if event["event"] == "checkpoint"]:
+        assert all(rank.is_alive() for rank in ranks)
+    Board.open_for_read(board_path(tmp_path, 0)).set("stop_request", 1.0)
+    assert exit_codes(ranks) == [0, 0]
+    failed = next(event for event in run.events() if event["event"] == "checkpoint_failed")
+    assert "rank 1" in failed["reason"] and "File too large" in failed["reason"] and failed["step"] == 3
+    for rank in range(2):
+        assert Board.open_for_read(board_path(tmp_path, rank)).get("ckpt_failures_total") >= 1
+    assert list(losses(run)) == list(range(1, len(losses(run)) + 1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_last_checkpoint_on_a_full_disk_is_an_error_that_says_so(data: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, data=data, steps=2)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(run.checkpoints_dir)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("can't mount a tmpfs here")
+    try:
+        assert exit_codes(start_trainers(run.path, 1, tmp_path)) == [codes.DISK_FULL]
+        assert list(run.checkpoints_dir.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(run.checkpoints_dir)], check=True)
+    printed = (tmp_path / "rank-0.log").read_text()
+    assert "checkpoint of step 2, the last of this process, could not be written" in printed
+    assert "No space left on device" in printed and f"Make room in {run.checkpoints_dir}" in printed
+    assert len(losses(run)) == 2
+
+
+def test_start_up_imports_no_more_than_it_needs() -> None:
+    heavy = ("datasets", "datatrove", "pandas", "pyarrow", "torch._inductor.compile_fx", "prometheus_client", "hydra")
+    code = f"import sys, harness.train.rank; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
