@@ -32,10 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--port",
-        type=_port(3),
+        type=_port(lowest=0, highest=65532),
         default=DEFAULT_PORT,
         metavar="FIRST",
-        help="first of four ports: Prometheus, Grafana, discovery, Alertmanager (%(default)s)",
+        help="first of four ports: Prometheus, Grafana, discovery, Alertmanager; 0: any that are free (%(default)s)",
     )
     up.add_argument("--scrape-interval", type=_seconds, default=5.0, metavar="TIME", help="such as 5s or 500ms (5s)")
     up.set_defaults(function=_up)
@@ -47,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     reap.add_argument("--interval", type=_seconds, default=5.0, metavar="TIME", help="between polls (5s)")
     reap.add_argument(
-        "--port", type=_port(0), default=DEFAULT_PORT + 2, help="of its own /metrics on loopback (%(default)s)"
+        "--port",
+        type=_port(lowest=1, highest=65535),
+        default=DEFAULT_PORT + 2,
+        help="of its own /metrics on loopback (%(default)s)",
     )
     reap.set_defaults(function=_reap)
 
@@ -67,6 +70,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 def _up(options: argparse.Namespace) -> int:
     from harness.monitor.components import Ports
+    from harness.monitor.ports import free_row
     from harness.monitor.up import Options, up
 
     if options.scrape_interval > MAX_SCRAPE_SECONDS:
@@ -81,7 +85,7 @@ def _up(options: argparse.Namespace) -> int:
             runs_dir=runs_dir,
             targets_dir=(options.targets_dir or runs_dir / ".targets").absolute(),
             data_dir=(options.data_dir or runs_dir / ".monitor").absolute(),
-            ports=Ports(options.port),
+            ports=Ports(options.port or free_row(4)),
             scrape_interval=options.scrape_interval,
         )
     )
@@ -151,12 +155,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _port(following: int) -> Callable[[str], int]:
-    """A parser of port numbers that have `following` more above them."""
+def _port(lowest: int, highest: int) -> Callable[[str], int]:
+    """A parser of port numbers in that range."""
 
     def parse(text: str) -> int:
-        if not text.isdigit() or not 0 < int(text) <= 65535 - following:
-            raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to {65535 - following}")
+        if not text.isdigit() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no port here: {lowest} to {highest}")
         return int(text)
 
     return parse

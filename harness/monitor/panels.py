@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
+
+RUN_OVERVIEW = Path(harness.__file__).resolve().parent.parent / "grafana" / "dashboards" / "run_overview.json"
 GPU_ONLY = "Needs GPUs."
 """A panel whose description begins so has data only where there are GPUs."""
 

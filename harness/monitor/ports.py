@@ -1,10 +1,13 @@
 """Whether a TCP port on loopback is free, and if not, whose it is."""
 
+import random
 import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 LISTEN = "0A"
+UNRESERVED = range(15000, 32000)
+"""Where a free port is looked for: above the well-known services, below the ports of outgoing connections."""
 
 
 def is_free(port: int) -> bool:
@@ -16,6 +19,17 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def free_row(count: int) -> int:
+    """First of `count` free ports in a row, at a random place, so that two who look at once rarely meet.
+
+    Raises OSError where there is none.
+    """
+    for first in random.sample(UNRESERVED, len(UNRESERVED)):
+        if all(is_free(port) for port in range(first, first + count)):
+            return first
+    raise OSError(f"no {count} free ports in a row between {UNRESERVED.start} and {UNRESERVED.stop}")
 
 
 def holder(port: int) -> str | None:

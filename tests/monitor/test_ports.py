@@ -1,7 +1,7 @@
 import os
 import socket
 
-from harness.monitor.ports import holder, is_free
+from harness.monitor.ports import free_row, holder, is_free
 
 
 def test_taken_and_by_whom() -> None:
@@ -32,3 +32,8 @@ def test_ended_connections_do_not_hold_a_port() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             server.accept()[0].close()  # the side that closes first keeps the port in TIME_WAIT
     assert is_free(port)
+
+
+def test_a_row_of_free_ports() -> None:
+    first = free_row(4)
+    assert all(is_free(port) for port in range(first, first + 4))

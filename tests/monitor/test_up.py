@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from harness.monitor.client import Prometheus, PrometheusUnavailable, connect
 from harness.monitor.endpoints import endpoints_path
+from harness.monitor.ports import free_row
 from harness.observe.targets import TargetRegistration
 from tests.conftest import require
-from tests.monitor.waiting import free_ports, wait_for
+from tests.monitor.waiting import wait_for
 
 pytestmark = pytest.mark.prometheus
 
@@ -63,7 +64,7 @@ def command(runs_dir: Path, port: int, *more: str) -> list[str]:
 
 def start(tmp_path: Path, *more: str, path: str | None = None) -> Monitor:
     require("prometheus")
-    port, output = free_ports(4), tmp_path / "output"
+    port, output = free_row(4), tmp_path / "output"
     environment = {**os.environ, "PATH": path or os.environ["PATH"]}
     with open(output, "w") as f:
         process = subprocess.Popen(
@@ -182,7 +183,7 @@ def test_a_component_that_ends_stops_everything(monitor: Monitor) -> None:
 
 
 def test_one_data_dir_has_one_monitor(monitor: Monitor) -> None:
-    second = subprocess.run(command(monitor.runs_dir, free_ports(4)), capture_output=True, text=True, timeout=30)
+    second = subprocess.run(command(monitor.runs_dir, free_row(4)), capture_output=True, text=True, timeout=30)
     assert second.returncode == 2
     assert "in use by pid" in second.stderr and "--data-dir" in second.stderr
     assert connect(monitor.runs_dir).query("1")
@@ -191,7 +192,7 @@ def test_one_data_dir_has_one_monitor(monitor: Monitor) -> None:
 @pytest.mark.parametrize("offset", [0, 2])
 def test_a_taken_port(tmp_path: Path, offset: int) -> None:
     require("prometheus")
-    port = free_ports(4)
+    port = free_row(4)
     with socket.socket() as server:
         server.bind(("127.0.0.1", port + offset))
         server.listen()
@@ -203,7 +204,7 @@ def test_a_taken_port(tmp_path: Path, offset: int) -> None:
 
 def test_without_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = subprocess.run(command(tmp_path / "runs", free_ports(4)), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command(tmp_path / "runs", free_row(4)), capture_output=True, text=True, timeout=30)
     assert done.returncode == 3
     assert "apt-get install prometheus" in done.stderr
 
@@ -227,7 +228,7 @@ def test_a_grafana_that_is_installed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--port", "0"], "'0' is no port"),
+        (["--port", "-1"], "'-1' is no port"),
         (["--port", "65533"], "'65533' is no port"),
         (["--scrape-interval", "5"], "'5' is no time"),
         (["--scrape-interval", "1m"], "'1m' is no time"),
@@ -247,10 +248,19 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], named: str) -> None
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     require("prometheus")
     (tmp_path / "file").touch()
-    done = subprocess.run(
-        command(tmp_path / "file" / "runs", free_ports(4)), capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run(command(tmp_path / "file" / "runs", free_row(4)), capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and "--data-dir" in done.stderr and "not writable" in done.stderr
+
+
+def test_any_free_ports(tmp_path: Path) -> None:
+    running = start(tmp_path, "--port", "0")
+    try:
+        running.wait_ready()
+        prometheus = connect(running.runs_dir)
+        assert prometheus.query("1")
+        assert prometheus.url in running.output.read_text()
+    finally:
+        assert running.stop() == 0
 
 
 def test_status_without_prometheus(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
-"""Helpers of tests that wait for real processes."""
+"""Waiting for real processes."""
 
-import socket
 import time
 from collections.abc import Callable
 
@@ -18,16 +17,3 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
             pass
         time.sleep(0.1)
     raise AssertionError(f"waited {LIMIT_SECONDS:.0f} s in vain: {what}")
-
-
-def free_ports(count: int) -> int:
-    """First of `count` free ports in a row on loopback, outside the range that outgoing connections take from."""
-    for first in range(15000 + time.time_ns() % 5000, 30000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError(f"no {count} free ports in a row")

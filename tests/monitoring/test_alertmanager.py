@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.monitor.ports import free_row
 from harness.monitor.render import REPOSITORY
 from tests.conftest import require
-from tests.monitor.waiting import free_ports, wait_for
+from tests.monitor.waiting import wait_for
 
 CONFIG = REPOSITORY / "monitoring" / "alertmanager.yml"
 pytestmark = pytest.mark.prometheus
@@ -74,7 +75,7 @@ def alertmanager(tmp_path: Path, notifications: tuple[str, "Queue[dict[str, Any]
     config["route"]["group_wait"] = "1s"
     config["receivers"][0]["webhook_configs"] = [{"url": notifications[0]}]
     (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(config))
-    port = free_ports(1)
+    port = free_row(1)
     command = [
         *(str(program), f"--config.file={tmp_path / 'alertmanager.yml'}", f"--storage.path={tmp_path / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="),
