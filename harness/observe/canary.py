@@ -184,11 +184,10 @@ class CanaryCollector:
 
 
 def _probes(mount: CanaryMount, node: str) -> Iterable[_Probe]:
-    cold = list(mount.cold_files)
-    hot = [] if mount.hot_folder is None else [mount.hot_folder / f".harness-canary-{node}"]
-    if hot:
-        yield _Probe(mount.mount, "hot", hot)
+    cold, folders = list(mount.cold_files), [] if mount.hot_folder is None else [mount.hot_folder]
+    if folders:
+        yield _Probe(mount.mount, "hot", [folders[0] / f".harness-canary-{node}"])
     if cold:
         yield _Probe(mount.mount, "cold", cold)
-    if cold or hot:
-        yield _Probe(mount.mount, "meta", cold or hot)
+    if cold or folders:
+        yield _Probe(mount.mount, "meta", cold or folders)

@@ -66,6 +66,13 @@ def test_three_kinds_of_reads(start: Start, shard: Path, tmp_path: Path) -> None
         assert last is not None and before <= last <= time.time()
 
 
+def test_a_mount_without_data_files_opens_the_folder(start: Start, tmp_path: Path) -> None:
+    page = scrape(start(CanaryMount("/fsx", tmp_path)))
+    assert seconds(page, "meta") is not None and seconds(page, "cold") is None
+    for kind in ("hot", "meta"):
+        assert page.get("harness_canary_errors_total", mount="/fsx", kind=kind) == 0
+
+
 def test_the_hot_file_is_small_private_and_removed_at_the_end(start: Start, tmp_path: Path) -> None:
     collector = start(CanaryMount("/fsx", tmp_path))
     scrape(collector)
