@@ -16,7 +16,7 @@ from harness.train.setup import Trainer
 from harness.train.speed import Calibrator, peak_flops
 from harness.train.step import StepResult
 
-FENCE_SECONDS = 5.0
+FENCE_SECONDS = 2.0
 """Between looks for a newer attempt of the run."""
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def _varlen_on_cpu(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale
     """What torch's kernel computes, document by document. It takes as many key heads as query heads."""
     assert window_size == (-1, 0) and query.shape == key.shape and max_q >= int(cu_seq_q.diff().max())
     pieces = []
-    for start, end in zip(cu_seq_q[:-1], cu_seq_q[1:], strict=True):
+    for start, end in pairwise(cu_seq_q.tolist()):
         q, k, v = (t[start:end].transpose(0, 1) for t in (query, key, value))
         pieces.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(0, 1))
     return torch.cat(pieces)
