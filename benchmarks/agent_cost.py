@@ -51,7 +51,7 @@ def serve(folder: Path, pipe: Connection) -> None:
     canary = CanaryCollector([CanaryMount(str(folder), folder, [folder / "shard.ds"])], "node")
     exporter = Exporter(
         [
-            BoardsCollector(folder / "boards", head=True),
+            BoardsCollector(folder / "boards"),
             RunInfoCollector(RunInfo("run", "commit", "config", str(RANKS), "none"), time.time(), 0, {}),
             Background(GpuCollector(), 5.0),
             XidCollector(),

@@ -17,11 +17,13 @@ from harness.observe.node import AgentCostCollector, FilesystemCollector, Pressu
 from harness.observe.nvml import GpuCollector
 from harness.observe.run_info import RunInfo, RunInfoCollector
 from harness.observe.targets import TargetRegistration
+from harness.observe.xid import XidCollector
 from harness.run.attempt import Attempt
 from harness.run.folder import RunFolder
 
 GPU_SECONDS = 5.0
 NODE_SECONDS = 10.0
+ANY_ADDRESS = ("0.0.0.0", "::")
 FILES_PER_SOURCE = 256
 """Token files of one source that the cold probe chooses from."""
 
@@ -53,7 +55,7 @@ class NodeMetrics:
             self._exporter = Exporter(collectors, host, 0)
         self._registration = TargetRegistration(
             Path(config.monitor.targets_dir),
-            self._exporter.address,
+            (node.address if host in ANY_ADDRESS else host, self._exporter.address[1]),
             run=run.name,
             attempt=attempt.number,
             node=node.name,
@@ -92,18 +94,26 @@ class NodeMetrics:
             gpu=_gpu_name() if config.cluster.gpus_per_node else "none",
         )
         collectors: list[Collector | Background] = [
-            BoardsCollector(boards, head=True),
+            BoardsCollector(boards),
             RunInfoCollector(info, attempt.started, config.cluster.gpus_per_node, restarts if node.is_head else None),
             AgentCostCollector(),
-            Background(FilesystemCollector(str(run.path)), NODE_SECONDS),
+            *(Background(FilesystemCollector(mount), NODE_SECONDS) for mount in _mounts(config, run)),
             Background(PressureCollector(), NODE_SECONDS),
         ]
         if config.cluster.gpus_per_node:
-            collectors.append(Background(GpuCollector(os.environ.get("CUDA_VISIBLE_DEVICES")), GPU_SECONDS))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            collectors += [Background(GpuCollector(visible), GPU_SECONDS), XidCollector(visible)]
         if config.monitor.canary_seconds > 0:
             self._canary = CanaryCollector(_canary_mounts(config, run), node.name)
             collectors.append(Background(self._canary, config.monitor.canary_seconds))
         return collectors
+
+
+def _mounts(config: RootConfig, run: RunFolder) -> list[str]:
+    """Mount points that the run depends on: its own folder's and those of its data."""
+    return list(
+        dict.fromkeys(mount_point(path) for path in (str(run.path), *(s.path for s in config.data.sources.values())))
+    )
 
 
 def _canary_mounts(config: RootConfig, run: RunFolder) -> list[CanaryMount]:

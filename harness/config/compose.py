@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.schema import UNSET, RootConfig
@@ -100,7 +100,12 @@ class _Composer:
 
     def _once(self, overrides: list[str]) -> DictConfig:
         search = [f"hydra.searchpath=[file://{self.extra_dir.resolve()}]"] if self.extra_dir else []
-        node = hydra_compose(config_name="config", overrides=search + overrides)
+        # a new source is a new object, which Hydra's `+` can't make inside a typed dict; a merge can
+        sources = [override.lstrip("+") for override in overrides if override.startswith("+data.sources.")]
+        rest = [override for override in overrides if not override.startswith("+data.sources.")]
+        node = hydra_compose(config_name="config", overrides=search + rest)
+        with open_dict(node):
+            node.merge_with(OmegaConf.from_dotlist(sources))
         unknown = list(_unknown_keys(node, OmegaConf.structured(RootConfig)))
         if unknown:
             raise ConfigError([_no_such_key(key) for key in unknown])

@@ -77,7 +77,7 @@ def _layout() -> tuple[dict[str, int], int]:
         offsets[name] = at
         at += length
     for name, (rows, bounds) in HISTOGRAMS.items():
-        offsets[name] = at
+        offsets[f"{name}_histogram"] = at
         at += rows * (len(bounds) + 2)  # per row: a cell per bucket, one for +Inf, the sum
     return offsets, at
 
@@ -155,13 +155,13 @@ class Board:
     def observe(self, histogram: str, value: float, row: int = 0) -> None:
         """Count `value` (seconds) in the row's bucket and add it to the row's sum."""
         bounds = HISTOGRAMS[histogram][1]
-        at = OFFSETS[histogram] + row * (len(bounds) + 2)
+        at = OFFSETS[f"{histogram}_histogram"] + row * (len(bounds) + 2)
         self._cells[at + bisect_left(bounds, value)] += 1
         self._cells[at + len(bounds) + 1] += value
 
     def histogram(self, name: str, row: int = 0) -> Histogram:
         bounds = HISTOGRAMS[name][1]
-        at = OFFSETS[name] + row * (len(bounds) + 2)
+        at = OFFSETS[f"{name}_histogram"] + row * (len(bounds) + 2)
         cells = [float(cell) for cell in self._cells[at : at + len(bounds) + 2]]
         return Histogram(bounds, list(cells[:-1]), cells[-1])
 

@@ -22,21 +22,20 @@ TRIES_BEFORE_WARNING = 3
 class BoardsCollector:
     """Reads every board in `folder`; boards may come and go.
 
-    `head` is true on the node that runs global rank 0, and only there: what holds for the whole run (tokens, steps, loss,
-    expectations, planned pauses) is then exported from rank 0's board. Everything else is this node's: sums over its
-    ranks unless the metric says otherwise.
+    What holds for the whole run (tokens, steps, loss, expectations, planned pauses) is exported from rank 0's board, and
+    so by the one node that runs rank 0. Everything else is this node's: sums over its ranks unless the metric says
+    otherwise.
     """
 
     name = "boards"
 
-    def __init__(self, folder: Path, head: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = _BoardFolder(folder)
-        self._head = head
         self._reads = ReadMetrics()
 
     def collect(self) -> Iterable[Metric]:
         boards = self._folder.refresh()
-        if self._head and 0 in boards:
+        if 0 in boards:
             yield from _run_metrics(boards[0])
         if boards:
             yield from _phase_metrics(boards)

@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.parse
 from collections.abc import Iterator
 
 import pytest
 
-
 from harness.monitor.client import Prometheus
 from harness.monitor.endpoints import read_endpoints
+from harness.monitor.panels import RUN_OVERVIEW, panel_queries
 from tests.conftest import require
 from tests.e2e.runs import SLURM, Bench, Run
 from tests.slurm_cluster import SlurmCluster
@@ -166,10 +165,10 @@ def _check_every_panel(prometheus: Prometheus, run_name: str) -> None:
     """Every panel of the dashboard has data for a run on CPUs, but for those that speak of GPUs."""
     empty = [
         f"{title}: {expression}"
-        for title, expression, needs_gpu in panel_queries(run=run_name)
+        for title, expression, needs_gpu in panel_queries(RUN_OVERVIEW, run_name)
         if not needs_gpu and not prometheus.query(expression)
     ]
-    assert not empty, "panels without data:\n" + urllib.parse.unquote("\n".join(empty))
+    assert not empty, "panels without data:\n" + "\n".join(empty)
 
 
 def _check_stays_excluded(slurm: Bench, slurm_cluster: SlurmCluster, run: Run) -> None:

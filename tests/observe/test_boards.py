@@ -23,7 +23,7 @@ MakeBoard = Callable[[int], Board]
 
 @pytest.fixture
 def collector(tmp_path: Path) -> BoardsCollector:
-    return BoardsCollector(tmp_path / "boards", head=True)
+    return BoardsCollector(tmp_path / "boards")
 
 
 def scrape(collector: BoardsCollector) -> Page:
@@ -117,7 +117,7 @@ def test_the_head_exports_the_run_from_rank_0(collector: BoardsCollector, boards
 
 def test_other_nodes_export_no_run_metrics(tmp_path: Path, boards: MakeBoard) -> None:
     finish_step(boards(8))
-    page = scrape(BoardsCollector(tmp_path / "boards", head=False))
+    page = scrape(BoardsCollector(tmp_path / "boards"))
     assert page.get("harness_train_rank_compute_seconds_total", rank="8") == 0
     of_the_run = {name for name in page.names() if name.startswith("harness_train_")}
     assert of_the_run == {

@@ -119,7 +119,7 @@ def exporter(
     (tmp_path / "proc/pressure/io").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n")
     made = Exporter(
         [
-            BoardsCollector(tmp_path / "boards", head=True),
+            BoardsCollector(tmp_path / "boards"),
             RunInfoCollector(RunInfo("smol", "abc", "def", "2", "Stub"), time.time(), 2, {}),
             Background(GpuCollector(), 5),
             XidCollector(),

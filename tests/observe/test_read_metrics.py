@@ -18,7 +18,7 @@ KEYS = [("/fsx", "web"), ("/fsx", "code"), ("/scratch", "math")]
 
 @pytest.fixture
 def scrape(tmp_path: Path) -> Callable[[], Page]:
-    collector = BoardsCollector(tmp_path / "boards", head=False)
+    collector = BoardsCollector(tmp_path / "boards")
     return lambda: page_of(collector.collect())
 
 

@@ -1,0 +1,76 @@
+"""When ranks are started again, and when that is given up."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.agent.launcher import RestartPolicy, describe_exit
+from harness.observe.board import Board, board_path
+from harness.run.exit_codes import CRASH_LOOP, NONFINITE
+from harness.run.folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def policy(run: RunFolder, head: bool = True, limit: int = 2) -> RestartPolicy:
+    return RestartPolicy(run, run.ledger(0, "n1"), run.path, head, limit)
+
+
+def reach(run: RunFolder, step: int) -> None:
+    Board.open_for_write(board_path(run.path, 0)).set("step", step)
+
+
+def crash(policy: RestartPolicy) -> None:
+    policy.failed({0: -9})
+    if not policy.exit_code:
+        policy.restarting()
+
+
+def test_crashes_with_progress_never_end_it(run: RunFolder) -> None:
+    ours = policy(run)
+    for step in range(10, 100, 10):
+        reach(run, step)
+        crash(ours)
+    assert ours.exit_code == 0
+    assert [event["step"] for event in run.events() if event["event"] == "restart"] == list(range(10, 100, 10))
+
+
+def test_crashes_without_progress_do(run: RunFolder) -> None:
+    ours = policy(run)
+    reach(run, 7)
+    for _ in range(6):
+        crash(ours)
+    assert ours.exit_code == CRASH_LOOP
+    assert sum(event["event"] == "restart" for event in run.events()) == 3
+    assert "max_restarts_without_progress=2" in next(
+        event["why"] for event in run.events() if event["event"] == "gave_up"
+    )
+
+
+def test_an_exit_that_restarting_can_not_help_ends_it_at_once(run: RunFolder) -> None:
+    ours = policy(run)
+    ours.failed({0: NONFINITE, 1: -15})
+    assert ours.exit_code == NONFINITE
+
+
+def test_only_the_head_node_counts_restarts(run: RunFolder) -> None:
+    crash(policy(run, head=False))
+    assert [event["event"] for event in run.events()] == ["rank_failed"]
+
+
+def test_a_hang_is_not_called_a_crash(run: RunFolder) -> None:
+    (run.path / "hang").touch()
+    ours = policy(run)
+    crash(ours)
+    crash(ours)
+    assert [event["reason"] for event in run.events() if event["event"] == "restart"] == ["hang", "rank_crash"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(-9, "was killed by SIGKILL"), (1, "exited with status 1"), (-99, "was killed by signal 99")]
+)
+def test_exits_read_like_sentences(code: int, text: str) -> None:
+    assert describe_exit(code) == text

@@ -1,0 +1,20 @@
+"""Which node of which job: from Slurm's variables, or from the local controller's."""
+
+import pytest
+
+from harness.agent.node import this_node
+from harness.cluster import slurm
+
+
+def test_on_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "expand_nodes", lambda text: ["n1", "n2"])
+    node = this_node(
+        {"SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURMD_NODENAME": "localhost", "SLURM_STEP_NODELIST": "n[1-2]",
+         "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
+    )  # fmt: skip
+    assert (node.index, node.is_head, node.attempt_key, node.on_slurm) == (1, False, "7.3", True)
+
+
+def test_local() -> None:
+    node = this_node({"SUBMITIT_LOCAL_JOB_ID": "4711"})
+    assert (node.is_head, node.attempt_key, node.address, node.on_slurm) == (True, "4711.0", "127.0.0.1", False)

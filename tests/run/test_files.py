@@ -1,0 +1,57 @@
+"""Files that are whole or absent."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from harness.run.files import append_json_line, read_json, read_json_lines, write_atomic, write_json
+
+
+def test_replaces_as_a_whole_and_leaves_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "new \udcff")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_lines_of_many_writers_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+
+    def write(writer: int) -> None:
+        for number in range(50):
+            append_json_line(path, {"writer": writer, "number": number, "padding": "x" * 300})
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    records = list(read_json_lines(path))
+    assert len(records) == 200
+    assert [r["number"] for r in records if r["writer"] == 2] == list(range(50))
+
+
+def test_half_a_line_of_a_killed_writer_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_json_line(path, {"a": 1})
+    with open(path, "a") as f:
+        f.write('{"a": 2, "tor')
+    append_json_line(path, {"a": 3})
+    assert [record["a"] for record in read_json_lines(path)] == [1, 3]
+
+
+def test_missing_files_are_empty(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "absent") is None
+    assert list(read_json_lines(tmp_path / "absent")) == []

@@ -1,0 +1,65 @@
+"""The run folder and its ledger."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.config.compose import compose
+from harness.run.folder import RunFolder, RunFolderError
+
+
+def test_config_survives_the_round_trip(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a")
+    run.create()
+    config = compose(["+exp=smol3b", "cluster.sbatch.reservation=x", f"runs_dir={tmp_path}"])
+    run.save_config(config)
+    loaded = run.load_config()
+    assert loaded == config
+    assert loaded.monitor.targets_dir == f"{tmp_path}/.targets", "resolved: the job must not need the launcher's folder"
+
+
+def test_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        RunFolder(tmp_path).load_config()
+
+
+def test_broken_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: [")
+    with pytest.raises(RunFolderError, match=r"config\.yaml can't be read"):
+        RunFolder(tmp_path).load_config()
+
+
+def test_folder_that_can_not_be_made_names_the_key(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"runs_dir/run\.name"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_loses_the_event_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    from harness.run.folder import Ledger
+
+    Ledger(Path("/dev/full"), 0).write("checkpoint", step=3)
+    assert "could not write event checkpoint" in capsys.readouterr().out
+
+
+def test_excluded_nodes_stay_excluded(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.exclude_node("n2", "down") is True
+    assert run.exclude_node("n2", "again") is False
+    assert RunFolder(tmp_path).excluded_nodes() == {"n2": "down"}
+
+
+def test_events_carry_attempt_step_and_node(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.ledger(3, "n1").write("checkpoint", step=20, seconds=1.5)
+    (event,) = run.events()
+    assert (event["event"], event["attempt"], event["step"], event["node"], event["seconds"]) == (
+        "checkpoint",
+        3,
+        20,
+        "n1",
+        1.5,
+    )
+    assert event["time"] > 1e9
