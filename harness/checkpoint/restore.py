@@ -74,6 +74,10 @@ def _open(
         check_sizes(folder, manifest)
         if verify:
             own = manifest.files[rank :: dist.get_world_size(group)]
+            if rank == 0:
+                print(
+                    f"checking {folder.name}: {manifest.size / 1e6:,.1f} MB in {len(manifest.files)} files", flush=True
+                )
             for record in tqdm(own, f"checking {folder.name}", unit="file", disable=rank != 0 or len(own) < 8):
                 check_file(folder, record)
         metadata = read_metadata(folder, {record.name for record in manifest.files})

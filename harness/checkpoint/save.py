@@ -42,8 +42,8 @@ class Saver:
         """`group`: a gloo group of all ranks that nothing else uses, since a background save talks in it at any time."""
         self._run = run
         self._attempt = attempt
-        self._group = group
-        self._identity = identity
+        self.group = group
+        self.identity = identity
         self._keep = keep
         self._in_background = in_background
         self._reports = reports
@@ -99,8 +99,8 @@ class Saver:
         started = time.perf_counter()
         error, files = self._write(state, folder)
         written = time.perf_counter()
-        gathered: list[tuple[str | None, list[FileRecord]]] = [(None, [])] * dist.get_world_size(self._group)
-        dist.all_gather_object(gathered, (error, files), group=self._group)
+        gathered: list[tuple[str | None, list[FileRecord]]] = [(None, [])] * dist.get_world_size(self.group)
+        dist.all_gather_object(gathered, (error, files), group=self.group)
         error = next((found for found, _ in gathered if found is not None), None)
         everything = [record for _, records in gathered for record in records]
 
@@ -110,7 +110,7 @@ class Saver:
         outcome: list[Any] = [None]
         if self._reports.rank == 0:
             outcome[0] = self._finish(folder, error, commit)
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
         error, fenced = outcome[0]
         return SaveResult(
             step=step,
@@ -125,7 +125,7 @@ class Saver:
         """Write and checksum this rank's part. Collective: a failure on one rank ends it on all."""
         rank = self._reports.rank
         try:
-            dcp_save(state, storage_writer=TensorWriter(folder), process_group=self._group)
+            dcp_save(state, storage_writer=TensorWriter(folder), process_group=self.group)
             names = [path for path in folder.glob(f"__{rank}_*") if path.is_file()]
             if rank == 0:
                 names.append(folder / METADATA)
@@ -154,9 +154,9 @@ class Saver:
         manifest = Manifest(
             step=step,
             tokens=tokens,
-            world_size=dist.get_world_size(self._group),
+            world_size=dist.get_world_size(self.group),
             attempt=self._attempt,
-            identity=self._identity,
+            identity=self.identity,
             files=tuple(files),
             torch=torch.__version__,
             time=time.time(),

@@ -44,6 +44,7 @@ def _register(varlen_attn: Any) -> None:
     known = inspect.signature(varlen_attn).parameters
     causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     native_gqa = "enable_gqa" in known
+    scalable = "scale" in known  # where it is not, the kernel scales as our models do: by 1/sqrt(head_dim)
 
     def attend(
         module: nn.Module,
@@ -58,15 +59,13 @@ def _register(varlen_attn: Any) -> None:
     ) -> tuple[torch.Tensor, None]:
         batch, heads, seq_len, head_dim = query.shape
         groups = heads // key.shape[1]
-        gqa: dict[str, bool] = {}
+        options: dict[str, Any] = {"scale": scaling} if scalable else {}
         if groups > 1 and native_gqa:
-            gqa = {"enable_gqa": True}
+            options["enable_gqa"] = True
         elif groups > 1:
             key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
         flat = [t.transpose(1, 2).reshape(batch * seq_len, t.shape[1], head_dim) for t in (query, key, value)]
-        out = varlen_attn(
-            *flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **causal, **gqa
-        )
+        out = varlen_attn(*flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **causal, **options)
         return out.view(batch, seq_len, heads, head_dim), None
 
     AttentionInterface.register(VARLEN, attend)

@@ -9,7 +9,7 @@ from harness.config.schema import NonFinitePolicy
 from harness.model.family import flops_per_token
 from harness.observe.board import RankState
 from harness.optim.schedule import learning_rate
-from harness.train.exits import Fenced, NotFinite, SaveFailed
+from harness.train.exits import Fenced, NotFinite, RunEnds, SaveFailed
 from harness.train.log import StepLog, drop_after
 from harness.train.meters import GcMeter, PlannedPause
 from harness.train.setup import Trainer
@@ -65,6 +65,9 @@ class Loop:
                 if stops:
                     self._end(RankState.stopped, "stopped", f"stopped on request after step {t.step}, which is saved")
                     return
+        except RunEnds:
+            t.saver.wait()  # all ranks end together: let a save under way come to its end
+            raise
         finally:
             gc_meter.close()
         self._end(RankState.finished, "finished", f"finished: all {self._steps} steps are done and saved")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.train.exits import BadConfig
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,13 +33,13 @@ class Place:
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "Place":
-        """Raises ValueError naming the variable that is not a number."""
+        """Raises BadConfig naming the variable that is not a number."""
 
         def number(name: str, default: int) -> int:
             try:
                 return int(env.get(name, default))
             except ValueError:
-                raise ValueError(f"environment variable {name}={env[name]}: must be a whole number") from None
+                raise BadConfig(f"environment variable {name}={env[name]}: must be a whole number") from None
 
         return cls(
             rank=number("RANK", 0),
@@ -73,11 +75,11 @@ def threads_per_rank(local_world_size: int) -> int | None:
 
 
 def ensure_rendezvous(world_size: int) -> None:
-    """Let a single rank run without a launcher. Raises ValueError for several without MASTER_ADDR."""
+    """Let a single rank run without a launcher. Raises BadConfig for several without MASTER_ADDR."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return
     if world_size > 1:
-        raise ValueError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or harness.launch")
+        raise BadConfig("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or harness.launch")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(s.getsockname()[1])

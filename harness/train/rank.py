@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.train", description=__doc__)
     parser.add_argument("run_folder", type=Path, help="folder of a launched run: holds config.yaml")
     run = RunFolder(parser.parse_args(arguments).run_folder)
-    place = Place.from_environment(os.environ)
+    node = os.environ.get("HARNESS_NODE") or socket.gethostname()
     try:
+        place = Place.from_environment(os.environ)
         config = run.load_config()
         ensure_rendezvous(place.world_size)
         with _boards(place) as boards:
@@ -34,14 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         dist.destroy_process_group()
         return exit_codes.OK
     except RunEnds as end:
-        return _say(place, str(end), end.code)
+        code, message = end.code, str(end)
     except RunFolderError as error:
-        return _say(place, str(error), exit_codes.CONFIG)
-
-
-def _say(place: Place, message: str, code: int) -> int:
-    if place.local_rank == 0:
-        print(f"{place.node}: {message}", flush=True)
+        code, message = exit_codes.CONFIG, str(error)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the ranks end for the same reason: once for each node is enough
+        print(f"{node}: {message}", flush=True)
     return code
 
 

@@ -4,7 +4,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +36,15 @@ from harness.train.process import Place, threads_per_rank
 from harness.train.step import Stepper
 
 
+@dataclass(frozen=True)
+class Data:
+    """The run's data, opened."""
+
+    sources: list[TokenSource]
+    order: SampleOrder
+    eos_token_id: int | None
+
+
 @dataclass
 class Trainer:
     """One rank, ready to train."""
@@ -67,50 +75,27 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     start_board(board, os.getpid(), place.restart)
     clock = PhaseClock(board)
     device = init_distributed(config, place)
-    newest = run.newest_attempt()
-    attempt = place.attempt if place.attempt is not None else (newest or 0)
-    if newest is not None and newest > attempt:
-        raise Fenced(f"attempt {newest} of {run.name} has started; attempt {attempt} must not go on")
+    attempt = _own_attempt(run, place)
     reports = Reports(board, run.ledger(attempt, place.node), place.rank)
     try:
         grid = resolve(config.parallel, place.world_size)
-        sources, order, eos = open_data(config)
+        data = open_data(config)
         model, attention = _build_model(config, grid, device, place.rank)
         optimizer = build_optimizer(model.lm, config.optim)
     except ValueError as error:  # DataError too
         raise BadConfig(str(error)) from error
     board.set("state", RankState.restoring)
-    group = dist.new_group(backend="gloo")
-    state = training_state(model.lm, optimizer)
-    identifies = identity(config, order.definition())
-    step, tokens = _restore_or_init(run, config, model, optimizer, state, identifies, group, reports)
-    loader = Loader(
-        sources,
-        order,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_rank=grid.dp_rank(place.rank),
-        dp_size=grid.dp_size,
-        start_step=step or 0,
-        stop_step=config.train.steps,
-        seq_len=config.data.seq_len,
-        eos_token_id=eos,
-        document_mask=config.data.document_mask,
-        read_ahead_batches=config.data.read_ahead_batches,
-        read_threads=config.data.read_threads,
-        slow_read_seconds=config.data.slow_read_seconds,
-        observer=BoardReads(board),
-        vocab_size=config.model.vocab_size,
-    )
     saver = Saver(
         run,
         attempt=attempt,
-        group=group,
-        identity=identifies,
+        group=dist.new_group(backend="gloo"),
+        identity=identity(config, data.order.definition()),
         keep=config.checkpoint.keep,
         in_background=config.checkpoint.async_save,
         reports=reports,
     )
+    state = training_state(model.lm, optimizer)
+    step, tokens = _restore_or_init(run, config, model, optimizer, state, saver, reports)
     stepper = Stepper(
         model,
         optimizer,
@@ -122,6 +107,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         bounds_from_host=attention == VARLEN,
         switch_phase=clock.switch,
     )
+    loader = _start_loader(config, data, grid, place.rank, step or 0, board)
     return Trainer(
         config, run, place, attempt, grid, device, board, reports, clock, state, saver, stepper, loader,
         step=step or 0, tokens=tokens, resumed_from=step,
@@ -146,8 +132,8 @@ def init_distributed(config: RootConfig, place: Place) -> torch.device:
     return device
 
 
-def open_data(config: RootConfig) -> tuple[list[TokenSource], SampleOrder, int | None]:
-    """Sources, order of the samples and end-of-document token. Raises DataError."""
+def open_data(config: RootConfig) -> Data:
+    """Raises DataError."""
     data = config.data
     sources = open_sources([(name, source.path) for name, source in data.sources.items()], data.seq_len)
     order = SampleOrder(
@@ -157,7 +143,38 @@ def open_data(config: RootConfig) -> tuple[list[TokenSource], SampleOrder, int |
         seq_len=data.seq_len,
         global_batch_size=config.train.global_batch_size,
     )
-    return sources, order, resolve_eos(data, sources)
+    return Data(sources, order, resolve_eos(data, sources))
+
+
+def _own_attempt(run: RunFolder, place: Place) -> int:
+    """Number of the attempt that this rank belongs to. Raises Fenced where a newer one exists."""
+    newest = run.newest_attempt()
+    attempt = place.attempt if place.attempt is not None else (newest or 0)
+    if newest is not None and newest > attempt:
+        raise Fenced(f"attempt {newest} of {run.name} has started; attempt {attempt} must not go on")
+    return attempt
+
+
+def _start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
+    """Begin to read what comes after `step` steps."""
+    return Loader(
+        data.sources,
+        data.order,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_rank=grid.dp_rank(rank),
+        dp_size=grid.dp_size,
+        start_step=step,
+        stop_step=config.train.steps,
+        seq_len=config.data.seq_len,
+        eos_token_id=data.eos_token_id,
+        document_mask=config.data.document_mask,
+        read_ahead_batches=config.data.read_ahead_batches,
+        read_threads=config.data.read_threads,
+        slow_read_seconds=config.data.slow_read_seconds,
+        observer=BoardReads(board),
+        vocab_size=config.model.vocab_size,
+    )
 
 
 def _build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int) -> tuple[LossModel, str]:
@@ -178,8 +195,7 @@ def _restore_or_init(
     model: LossModel,
     optimizer: AdamW,
     state: State,
-    identifies: dict[str, Any],
-    group: dist.ProcessGroup,
+    saver: Saver,
     reports: Reports,
 ) -> tuple[int | None, int]:
     """Steps done (None: a fresh start) and tokens seen. Raises BadConfig."""
@@ -187,7 +203,7 @@ def _restore_or_init(
         remove_unfinished(run.checkpoints_dir)
     try:
         manifest = restore(
-            run, state, identity=identifies, verify=config.checkpoint.verify, group=group, reports=reports
+            run, state, identity=saver.identity, verify=config.checkpoint.verify, group=saver.group, reports=reports
         )
         if manifest is not None:
             init_buffers(model.lm)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from harness.train.exits import BadConfig
 from harness.train.process import Place, ensure_rendezvous, threads_per_rank
 
 
@@ -19,7 +20,7 @@ def test_place_is_read_from_the_environment() -> None:
     assert (place.attempt, place.restart, place.node, str(place.boards)) == (5, 2, "n1", "/boards")
     alone = Place.from_environment({})
     assert (alone.rank, alone.world_size, alone.attempt, alone.boards) == (0, 1, None, None)
-    with pytest.raises(ValueError, match="environment variable RANK=x: must be a whole number"):
+    with pytest.raises(BadConfig, match="environment variable RANK=x: must be a whole number"):
         Place.from_environment({"RANK": "x"})
 
 
@@ -33,7 +34,7 @@ def test_threads_are_this_ranks_share_unless_the_user_decides(monkeypatch: pytes
 
 def test_several_ranks_need_a_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ValueError, match="start the ranks with torchrun or harness"):
+    with pytest.raises(BadConfig, match="start the ranks with torchrun or harness"):
         ensure_rendezvous(2)
 
 
