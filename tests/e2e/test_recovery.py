@@ -42,7 +42,7 @@ def _check_resumed_exactly(run: Run, uninterrupted: dict[int, float], reason: st
     assert first["resumed_from"] is None
     saved = [event["step"] for event in run.events("checkpoint") if event["time"] < second["time"]]
     assert second["resumed_from"] == max(saved) >= 10
-    assert [event["reason"] for event in run.events("restart")] == [reason]
+    assert [event["reason"] for event in run.events("restart")] == [reason], run.describe()
     assert run.folder.attempts() == list(range(attempts))
 
 

@@ -1,0 +1,89 @@
+"""One screen about a run, from its folder alone."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.cluster import submit
+from harness.config.compose import compose
+from harness.run.attempt import Outcome, claim, write_outcome
+from harness.run.files import append_json_line, write_json
+from harness.run.folder import RunFolder
+from harness.status.report import gather, render, sparkline
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    run = RunFolder(tmp_path / "tiny")
+    run.create()
+    run.save_config(compose(["+exp=tiny", f"runs_dir={tmp_path}"]))
+    run.update_record(job_id="77")
+    monkeypatch.setattr(submit, "is_active", lambda config, job_id: "RUNNING")
+    return run
+
+
+def log_steps(run: RunFolder, steps: int, last: float) -> None:
+    for step in range(1, steps + 1):
+        record = {
+            "step": step,
+            "tokens": step * 4096,
+            "loss": 8.0 - step / 10,
+            "tokens_per_second": 4096.0,
+            "time": last - steps + step,
+        }
+        append_json_line(run.metrics_path, record)
+
+
+def test_before_the_first_step(run: RunFolder) -> None:
+    text = render(gather(run))
+    assert "running (job 77)" in text and "0 of 120" in text and "none yet; one every 20 steps" in text
+
+
+def test_a_running_run(run: RunFolder) -> None:
+    now = time.time()
+    log_steps(run, 30, now)
+    claim(run, "77.0", "77", ["n1", "n3"], "h", 1)
+    run.exclude_node("n2", "down*")
+    run.ledger(0).write("restart", step=25, reason="node_fail")
+    write_json(run.calibration_path, {"tokens_per_second": 8192.0})
+    text = render(gather(run), now + 3)
+    assert "30 of 120 (25.0%)" in text and "3 s ago" in text and "1 min 30 s left" in text
+    assert "4,096 tokens/s" in text and "50% of the expected 8,192" in text
+    assert "1 x node_fail" in text and "n1, n3; excluded: n2 (down*)" in text
+    assert "7.9000 █" in text
+
+
+def test_a_run_that_stands_still_says_so(run: RunFolder) -> None:
+    now = time.time()
+    log_steps(run, 30, now)
+    assert "STANDS STILL: no step for 5 min" in render(gather(run), now + 300)
+    assert "STANDS STILL" not in render(gather(run), now + 60)
+
+
+def test_the_last_word_of_a_run_that_ended(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "is_active", lambda config, job_id: None)
+    claim(run, "77.0", "77", ["n1"], "h", 1)
+    assert "ended without a word" in render(gather(run))
+    write_outcome(run, 0, Outcome("failed", "nonfinite", "loss stayed NaN", final=True))
+    assert "failed: loss stayed NaN" in render(gather(run))
+
+
+def test_without_prometheus_it_says_how_to_get_one(run: RunFolder) -> None:
+    text = render(gather(run))
+    assert "alerts     not known" in text and "python -m harness.monitor up" in text
+
+
+def test_sparkline_falls_with_the_loss() -> None:
+    assert sparkline([8.0, 6.0, 4.0]) == "8.0000 █▅▁ 4.0000"
+    assert len(sparkline([float(i) for i in range(1000)]).split()[1]) <= 60
+
+
+def test_no_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.status", "--runs-dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "no run in" in result.stderr
+    result = subprocess.run([*command, "absent"], capture_output=True, text=True)
+    assert result.returncode == 2 and "not a run folder" in result.stderr
