@@ -12,6 +12,10 @@ FLOPS_FORMULA = "6N + 12*L*H*S"
 """FLOPs of one trained token. N: parameters that are multiplied with (all but an untied input embedding), L: layers,
 H: width of the attention (heads x head_dim), S: sequence length. No discount for the causal mask, none for document masks."""
 
+MAX_LOGITS = 2**27
+"""Most logits that one rank holds at once (0.5 GiB in fp32). A micro batch with more is scored in pieces, which the
+backward pass computes again."""
+
 
 @dataclass(frozen=True)
 class ParameterCount:

@@ -8,8 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-MAX_LOGITS = 2**28
-"""Most logits held at once (1 GiB in fp32). A micro batch with more is scored in pieces, recomputed in the backward pass."""
+from harness.model.family import MAX_LOGITS
 
 
 class LossModel(nn.Module):
