@@ -38,5 +38,7 @@ def _alerts(alerts: list[Alert]) -> list[str]:
     for alert in sorted(others, key=lambda one: (not one.firing, one.name)):
         labels = " ".join(f"{k}={v}" for k, v in sorted(alert.labels.items()) if k not in HIDDEN_LABELS)
         lines.append(f"  {alert.state:8}{alert.labels.get('severity', ''):7}{alert.name}  {labels}")
-        lines.append(f"          since {alert.since}  {alert.annotations.get('summary', '')}")
+        lines.append(
+            f"          since {alert.since[:19].replace('T', ' ')} UTC  {alert.annotations.get('summary', '')}"
+        )
     return lines

@@ -110,7 +110,7 @@ def test_throughput_drop_fires_at_once_and_holds_on() -> None:
 @pytest.mark.parametrize("name", ALERTS)
 def test_texts_use_only_labels_that_the_alert_has(name: str) -> None:
     text = " ".join(alerts()[name]["annotations"].values())
-    optional = set(re.findall(r"if \$labels\.(\w+)", text))
+    optional = set(re.findall(r"(?:if|with) \$labels\.(\w+)", text))
     used = set(re.findall(r"\$labels\.(\w+)", text)) - optional
     expected = labels_in_tests()[name]
     assert expected, "no test expects it to fire"
