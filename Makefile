@@ -24,10 +24,10 @@ lint: $(VENV)/.installed-test
 components:
 	tests/install_components.sh
 
-corpus/text/SOURCES.txt: | $(VENV)/.installed
-	$(BIN)/python -m harness.data corpus --output corpus/text
+corpus/SOURCES.txt: | $(VENV)/.installed
+	$(BIN)/python -m harness.data corpus --output corpus
 
-corpus/tokens/manifest.json: corpus/text/SOURCES.txt
+corpus/tokens/manifest.json: | corpus/SOURCES.txt
 	$(BIN)/python -m harness.data prepare --input corpus/text --output corpus/tokens --format text --vocab-size 4096
 
 $(VENV)/bin/python:

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 
 from harness.config.layout import layout
 from harness.config.schema import ActivationCheckpoint, Precision, RootConfig
-from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
+from harness.model.family import FLOPS_FORMULA, MAX_LOGITS, flops_per_token, parameters
 from harness.text import bytes_text, count_text, duration_text
 
 FP32, BF16 = 4, 2
 CHECKPOINT_BYTES_PER_PARAMETER = 3 * FP32
 """Master weight and the two AdamW moments."""
-LOGIT_CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at once (harness.model.loss)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def memory_parts(config: RootConfig) -> dict[str, int]:
         "optimizer": 2 * sharded * FP32,
         "gathered_weights": gathered,
         "activations": _activation_values_per_token(config) * tokens * width,
-        "logits": min(tokens, LOGIT_CHUNK_TOKENS) * model.vocab_size * (FP32 + width),
+        "logits": min(tokens * model.vocab_size, MAX_LOGITS) * (FP32 + width),
     }
 
 

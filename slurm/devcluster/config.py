@@ -39,7 +39,7 @@ SlurmdParameters=config_overrides
 
 # Failures: noticed fast, jobs requeued, a node that is back serves again by itself.
 SlurmdTimeout={settings.slurmd_timeout}
-MessageTimeout=2
+MessageTimeout=3
 TCPTimeout=1
 KillWait=5
 InactiveLimit=0
