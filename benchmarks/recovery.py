@@ -128,7 +128,9 @@ class Bench:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             if time.monotonic() > deadline:
-                raise SystemExit(f"nothing happened for {PATIENCE_SECONDS:.0f} s; events:\n{self._run.events_path.read_text()}")
+                raise SystemExit(
+                    f"nothing happened for {PATIENCE_SECONDS:.0f} s; events:\n{self._run.events_path.read_text()}"
+                )
             time.sleep(0.1)
 
     def _python(self, *arguments: str) -> None:
@@ -145,7 +147,9 @@ def render(results: dict[str, list[float]], slurmd_timeout: int) -> str:
         "|---|---|---|---|---|",
     ]
     for name, seconds in results.items():
-        lines.append(f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | {len(seconds)} |")
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | {len(seconds)} |"
+        )
     return "\n".join(lines)
 
 

@@ -134,7 +134,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
 def render_plan(plan: Plan) -> str:
     """The plan as a person reads it before saying yes."""
     where = f"{plan.nodes} node{'s' * (plan.nodes > 1)}, " + (
-        f"{plan.gpus} GPUs" if plan.gpus else f"{plan.ranks} CPU ranks"
+        f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.gpus else f"{plan.ranks} CPU ranks"
     )
     layers = " x ".join(f"{name} {size}" for name, size in plan.parallel.items() if size > 1) or "one rank"
     memory = ", ".join(

@@ -20,6 +20,8 @@ from harness.run.exit_codes import CRASH_LOOP, NOT_RETRIED
 from harness.run.folder import Ledger, RunFolder
 
 PR_SET_PDEATHSIG = 1
+STOP_SECONDS = 5
+"""How long ranks get to end after SIGTERM before they are killed."""
 UNLIMITED = 1_000_000
 """torch counts restarts down from here; the real budget is progress."""
 
@@ -118,9 +120,11 @@ def _elastic_agent(policy: "RestartPolicy", spec: Any, logs: Any) -> Any:
             policy.restarting()
             super()._restart_workers(worker_group)
 
-        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 5) -> None:
+        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *arguments: Any, **options: Any) -> None:
             # a rank inside a blocked collective can't act on SIGTERM: don't wait torch's 30 s for it
-            super()._shutdown(death_sig, min(timeout, 5))
+            if self._pcontext:
+                self._pcontext.close(death_sig, STOP_SECONDS)
+            super()._shutdown(death_sig, *arguments, **options)
 
     return ElasticAgent(spec=spec, logs_specs=logs, start_method="spawn", exit_barrier_timeout=300)
 

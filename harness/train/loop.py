@@ -174,6 +174,8 @@ class Loop:
         if not last and t.step % t.config.checkpoint.every_steps:
             return
         t.clock.switch("checkpoint")
+        if last:
+            t.board.set("planned_pause", 1.0)
         t.saver.save(t.state, t.step, t.tokens)
         if last:
             result = t.saver.wait()

@@ -14,6 +14,8 @@ NOT_SXM = ("PCIE", "NVL", "MIG")
 """Variants of the same name with another peak."""
 WARMUP_STEPS = 20
 SAMPLED_STEPS = 20
+FASTER = 0.97
+"""Share of the known step time below which a new median replaces it."""
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -35,9 +37,10 @@ class Calibration:
 
 
 class Calibrator:
-    """Takes the median of the steps after a warm-up, once, and keeps it in the run folder for restarts.
+    """Takes medians of stretches of steps after a warm-up and keeps the fastest in the run folder for restarts.
 
-    A restart on a slow node is then seen as slow. Another number of ranks or another batch is measured anew.
+    The fastest, so that a slow start does not become the norm, and a slow stretch or a restart on a slow node is seen as
+    slow. Another number of ranks or another batch is measured anew.
     """
 
     def __init__(self, path: Path, world_size: int, tokens_per_step: int, steps: int) -> None:
@@ -51,13 +54,17 @@ class Calibrator:
         """The calibration, once there is one."""
 
     def step_done(self, seconds: float) -> Calibration | None:
-        """Count a step; the calibration where this step completed it."""
-        if self.found is not None:
+        """Count a step; the calibration where this step brought a first or a clearly faster one."""
+        if self._skip:
+            self._skip -= 1
             return None
         self._seconds.append(seconds)
-        if len(self._seconds) < self._skip + self._wanted:
+        if len(self._seconds) < self._wanted:
             return None
-        median = statistics.median(self._seconds[self._skip :])
+        median = statistics.median(self._seconds)
+        self._seconds.clear()
+        if self.found is not None and median > FASTER * self.found.step_seconds:
+            return None
         self.found = Calibration(median, self._tokens_per_step / median, self._world_size, self._tokens_per_step)
         return self.found
 

@@ -40,6 +40,13 @@ def test_median_after_the_warmup_is_kept_for_restarts(tmp_path: Path) -> None:
     assert Calibrator(path, 2, 1000, steps=10_000).found is None
 
 
+def test_a_slow_start_does_not_become_the_norm_and_a_slow_stretch_neither(tmp_path: Path) -> None:
+    calibrator = Calibrator(tmp_path / "c.json", 1, 1000, steps=10_000)
+    found = [calibrator.step_done(seconds) for seconds in [9.0] * 20 + [2.0] * 20 + [1.0] * 20 + [5.0] * 40]
+    assert [calibration.step_seconds for calibration in found if calibration] == [2.0, 1.0]
+    assert calibrator.found is not None and calibrator.found.tokens_per_second == 1000.0
+
+
 def test_short_runs_are_calibrated_too(tmp_path: Path) -> None:
     calibrator = Calibrator(tmp_path / "c.json", 1, 10, steps=5)
     assert calibrator.step_done(3.0) is None
