@@ -54,6 +54,8 @@ def apply_tensor_parallel(lm: PreTrainedModel, mesh: DeviceMesh) -> None:
 
     styles: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     for name, module in lm.model.named_modules():
+        if not name.startswith("layers."):
+            continue  # some releases plan the embeddings too
         wanted = _planned_style(name, lm.config.base_model_tp_plan)
         if _is_head_norm(name, module):
             # sees only this rank's heads ([batch, seq_len, heads, head_dim]), so its gradient is summed over the ranks
