@@ -38,11 +38,7 @@ class Job:
 
 def run(*command: str) -> str:
     """Standard output of a Slurm command. Raises SlurmError."""
-    if shutil.which(command[0]) is None:
-        raise SlurmError(
-            f"{command[0]} is not on PATH: this machine has no Slurm client. "
-            "Launch from a login node, or use cluster=local"
-        )
+    _require(command[0])
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -51,6 +47,25 @@ def run(*command: str) -> str:
         said = " ".join((result.stderr or result.stdout).split()) or f"exit code {result.returncode}"
         raise SlurmError(f"{' '.join(command[:2])} failed: {said}")
     return result.stdout
+
+
+def _require(command: str) -> None:
+    if shutil.which(command) is None:
+        raise SlurmError(
+            f"{command} is not on PATH: this machine has no Slurm client. Launch from a login node, or use cluster=local"
+        )
+
+
+def check_controller() -> None:
+    """Raises SlurmError where sbatch is missing or no controller answers: sbatch itself would wait for minutes."""
+    _require("sbatch")
+    try:
+        answer = run("scontrol", "ping")
+    except SlurmError as error:
+        answer = str(error)
+    if not re.search(r"\bis UP\b", answer):
+        said = " ".join(answer.replace("*", "").split())
+        raise SlurmError(f"no Slurm controller answers ({said}); is SLURM_CONF right? Or use cluster=local")
 
 
 def job(job_id: str) -> Job | None:

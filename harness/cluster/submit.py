@@ -58,7 +58,6 @@ def _slurm_executor(config: RootConfig, run: RunFolder, require_client: bool) ->
         executor_class: type[SlurmExecutor] = _OfflineSlurmExecutor
     else:
         executor_class = SlurmExecutor
-        slurm.run("sbatch", "--version")
     executor = executor_class(folder=run.submit_dir)
     executor.update_parameters(**slurm_parameters(config, run))
     return executor

@@ -114,6 +114,8 @@ def window_problems(source: TokenSource | None, seq_len: int) -> list[str]:
 def inspect_source(name: str, path: str | Path) -> tuple[TokenSource | None, list[str]]:
     """The source, if it could be opened, and everything that is wrong with it."""
     key = source_key(name, path)
+    if not str(path):
+        return None, [f"data.sources.{name}.path is not set. Give a folder that python -m harness.data prepare made."]
     try:
         files = _list_files(Path(path).expanduser(), key)
     except DataError as error:

@@ -83,17 +83,14 @@ def _launch_all(configs: list[RootConfig]) -> int:
         return _complain([f"{name}: {p}" if several else p for name, found in problems.items() for p in found], PROBLEM)
     results = [_launch_one(config) for config in configs]
     if len(configs) > 1:
-        print(
-            "\n"
-            + "\n".join(
-                f"{config.run.name:<50} {'ok' if code == OK else 'failed'}"
-                for config, code in zip(configs, results, strict=True)
-            )
-        )
-    return max(results)
+        width = max(len(config.run.name) for config in configs)
+        rows = [f"{config.run.name:<{width}}  {what}" for config, (_, what) in zip(configs, results, strict=True)]
+        print("\n" + "\n".join([f"{'run':<{width}}  result", *rows]))
+    return max(code for code, _ in results)
 
 
-def _launch_one(config: RootConfig) -> int:
+def _launch_one(config: RootConfig) -> tuple[int, str]:
+    """Exit code, and what became of the run in a word or two."""
     from harness.cluster import slurm, submit
     from harness.launch.follow import follow
     from harness.launch.launch import AlreadyFinished, LaunchError, launch, plan_for, readiness, run_folder
@@ -111,19 +108,20 @@ def _launch_one(config: RootConfig) -> int:
                 + "\n".join(f"  - {text}" for text in blockers)
             )
         print("\nDry run: nothing was submitted.")
-        return OK
+        return OK, "dry run"
     started = time.time()
     try:
         launched = launch(config, plan)
     except LaunchError as error:
-        return _complain(error.problems, PROBLEM)
+        return _complain(error.problems, PROBLEM), "not launched"
     except AlreadyFinished as done:
         print(f"\n{done}")
-        return OK
+        return OK, "finished before"
     except (slurm.SlurmError, submit.SubmissionError, OSError) as error:
-        return _complain([str(error)], ENVIRONMENT)
+        return _complain([str(error)], ENVIRONMENT), "not launched"
     _report(launched)
-    return follow(config, launched.run, launched.job_id, started) if config.follow else OK
+    code = follow(config, launched.run, launched.job_id, started) if config.follow else OK
+    return code, f"job {launched.job_id}"
 
 
 def _report(launched: "Launched") -> None:

@@ -1,16 +1,22 @@
 """Launches one composed config: checks it against this machine and the run's past, and submits its job."""
 
 import contextlib
+import dataclasses
 import fcntl
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.checkpoint.folders import complete_steps
 from harness.cluster import slurm, submit
 from harness.config.changes import changes, recorded, refused
 from harness.config.schema import ClusterKind, RootConfig
 from harness.data.check import check_sources
+from harness.data.errors import DataError
+from harness.data.order import SampleOrder, repeats
+from harness.data.token_files import open_sources
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.run.files import read_json, write_json
@@ -49,7 +55,22 @@ def plan_for(config: RootConfig) -> Plan:
     """The plan, with the speed that the run itself has measured where it has run before."""
     run = run_folder(config)
     calibration = read_json(run.calibration_path) or {}
-    return make_plan(config, calibration.get("tokens_per_second"), newest_step(run) or 0)
+    plan = make_plan(config, calibration.get("tokens_per_second"), newest_step(run) or 0)
+    return dataclasses.replace(plan, **_seen_data(config))
+
+
+def _seen_data(config: RootConfig) -> dict[str, Any]:
+    """How often each source is read through, and warnings about the mixture; nothing where the data can't be read."""
+    data = config.data
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are shown in the plan
+            sources = open_sources([(name, source.path) for name, source in data.sources.items()], data.seq_len)
+            batch = config.train.global_batch_size
+            order = SampleOrder(sources, data.stages, seed=data.seed, seq_len=data.seq_len, global_batch_size=batch)
+    except DataError:
+        return {}  # `readiness` says what is wrong
+    return {"repeats": repeats(order, config.train.steps), "warnings": list(order.warnings)}
 
 
 def readiness(config: RootConfig) -> list[str]:
@@ -61,7 +82,7 @@ def readiness(config: RootConfig) -> list[str]:
         )
     if config.cluster.kind is ClusterKind.slurm:
         try:
-            slurm.run("sbatch", "--version")
+            slurm.check_controller()
         except slurm.SlurmError as error:
             problems.append(f"cluster=slurm: {error}")
     return problems
@@ -69,6 +90,7 @@ def readiness(config: RootConfig) -> list[str]:
 
 def launch(config: RootConfig, plan: Plan) -> Launched:
     """Submit the run's job. Raises LaunchError, AlreadyFinished, RunFolderError, SlurmError or SubmissionError."""
+    make_paths_absolute(config)
     run = run_folder(config)
     run.create()
     with _launch_lock(run):
@@ -99,6 +121,22 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
 def newest_step(run: RunFolder) -> int | None:
     """Step of the newest complete checkpoint."""
     return max(complete_steps(run.checkpoints_dir), default=None)
+
+
+def make_paths_absolute(config: RootConfig) -> None:
+    """The job, and a later launch from elsewhere, must find what is meant here and now."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    config.runs_dir = absolute(config.runs_dir)
+    config.monitor.targets_dir = absolute(config.monitor.targets_dir)
+    for source in config.data.sources.values():
+        source.path = absolute(source.path) if source.path else source.path
+    if config.data.tokenizer:
+        config.data.tokenizer = absolute(config.data.tokenizer)
+    if config.model.init_from:
+        config.model.init_from = absolute(config.model.init_from)
 
 
 @contextlib.contextmanager

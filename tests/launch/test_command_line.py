@@ -10,8 +10,9 @@ import pytest
 from harness.cluster import submit
 from harness.config.compose import compose
 from harness.launch import __main__ as command_line
-from harness.launch.launch import run_folder
+from harness.launch.launch import make_paths_absolute, run_folder
 from harness.run.files import write_json
+from tests.conftest import require
 
 
 def launch(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
@@ -75,6 +76,11 @@ def test_a_sweep_names_its_runs_and_sums_them_up(tmp_path: Path) -> None:
     result = launch("-m", "+exp=tiny", "optim.lr=1e-4,2e-4", "dry_run=true", f"runs_dir={tmp_path}")
     assert result.returncode == 0
     assert "Plan of run tiny,lr=0.0001" in result.stdout and "Plan of run tiny,lr=0.0002" in result.stdout
+    assert result.stdout.splitlines()[-3:] == [
+        "run             result",
+        "tiny,lr=0.0001  dry run",
+        "tiny,lr=0.0002  dry run",
+    ]
 
 
 def test_one_bad_run_of_a_sweep_stops_all_before_anything_is_submitted(tmp_path: Path) -> None:
@@ -82,6 +88,25 @@ def test_one_bad_run_of_a_sweep_stops_all_before_anything_is_submitted(tmp_path:
     assert result.returncode == 2
     assert "tiny,global_batch_size=17: train.global_batch_size=17" in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_paths_mean_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose(["+exp=tiny", "data.tokenizer=tok"])
+    make_paths_absolute(config)
+    paths = (config.runs_dir, config.monitor.targets_dir, config.data.sources["demo"].path, config.data.tokenizer)
+    assert paths == tuple(str(tmp_path / name) for name in ("runs", "runs/.targets", "corpus/tokens", "tok"))
+
+
+@pytest.mark.slurm
+def test_a_dead_controller_is_named_at_once(tmp_path: Path) -> None:
+    require("scontrol", "sbatch")
+    (tmp_path / "slurm.conf").write_text(
+        "ClusterName=dead\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nMessageTimeout=1\n"
+    )
+    result = launch("+exp=smol3b", f"runs_dir={tmp_path}/runs", env={"SLURM_CONF": str(tmp_path / "slurm.conf")})
+    assert result.returncode == 2
+    assert "no Slurm controller answers" in result.stderr
 
 
 class TestRelaunch:
