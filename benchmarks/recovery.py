@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from harness.run.folder import RunFolder
 from slurm.devcluster import cluster, daemons, nodes
@@ -109,7 +110,7 @@ class Bench:
         found = nodes.pids(self._layout, node)
         return next(pid for pid, command in found.items() if part in command and "srun" not in command)
 
-    def _events(self, name: str) -> list[dict]:  # type: ignore[type-arg]
+    def _events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self._run.events() if event["event"] == name]
 
     def _starts(self) -> list[float]:
