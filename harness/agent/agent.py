@@ -27,7 +27,8 @@ from harness.run.folder import RunFolder
 WATCH_SECONDS = 0.25
 LEDGER_SECONDS = 5.0
 TERMINATE_SECONDS = 2.0
-"""How long the launcher gets to end after SIGTERM; Slurm's KillWait is 30 s by default, and 5 s on some sites."""
+"""How long the launcher gets to end after an error of ours. Where Slurm ends the job, nothing: there is nothing to save, and
+the sooner the job is over the sooner it starts again."""
 EXIT_MEANING = {
     2: "the config, the data or the model is wrong (see the log)",
     66: "loss or gradients stayed NaN or Inf",
@@ -86,7 +87,7 @@ class Agent:
         try:
             code = self._watch(launcher)
         finally:
-            _end(launcher)
+            _end(launcher, 0.0 if self._terminated else TERMINATE_SECONDS)
             outcome = self._outcome(launcher.returncode)
             write_end(self._run, self._attempt.number, self._node.name, outcome.state)
             if self._node.is_head:
@@ -191,13 +192,13 @@ class Agent:
         return Outcome("failed", reason, why, final=code in NOT_RETRIED, exit_code=code)
 
 
-def _end(launcher: "subprocess.Popen[bytes]") -> None:
-    """Have the launcher end its ranks; the kernel kills what is left when it dies."""
+def _end(launcher: "subprocess.Popen[bytes]", patience: float) -> None:
+    """Give the launcher `patience` seconds to end its ranks. When it is killed, the kernel kills them (PDEATHSIG)."""
     if launcher.poll() is not None:
         return
     launcher.terminate()
     try:
-        launcher.wait(TERMINATE_SECONDS)
+        launcher.wait(patience)
     except subprocess.TimeoutExpired:
         launcher.kill()
         launcher.wait()

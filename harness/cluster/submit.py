@@ -21,6 +21,15 @@ from harness.config.schema import ClusterKind, RootConfig
 from harness.run.folder import RunFolder
 
 
+SRUN_THAT_DIES_AT_ONCE = (
+    'srun() { command srun "$@" & srun_pid=$!; '
+    "trap 'kill -KILL $(cat /proc/$srun_pid/task/$srun_pid/children) $srun_pid' TERM; wait $srun_pid; }"
+)
+"""Shell function around srun. When a node is lost, srun waits for it for KillWait and more, and so may outlive its job's
+requeue; then it, or its shepherd process, cancels step 0 of the job, which by then is the new start's. Here both die as soon
+as Slurm ends the batch shell, before they can cancel anything; and the requeue need not wait for KillWait."""
+
+
 class SubmissionError(Exception):
     """The job could not be submitted; the message says why in the scheduler's words."""
 
@@ -91,7 +100,7 @@ def slurm_parameters(config: RootConfig, run: RunFolder) -> dict[str, Any]:
         "qos": cluster.qos,
         "exclude": ",".join(sorted({*cluster.exclude, *run.excluded_nodes()})) or None,
         "signal_delay_s": cluster.signal_delay_seconds,
-        "setup": cluster.setup or None,
+        "setup": [*cluster.setup, SRUN_THAT_DIES_AT_ONCE],
         "teardown": [
             f"{shlex.quote(sys.executable)} -m harness.cluster.aftermath {shlex.quote(str(run.path))} --srun-status $?"
         ],

@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.cluster import slurm
-from harness.cluster.submit import batch_script, is_active
+from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, batch_script, is_active
 from harness.config.compose import compose
 from harness.run.folder import RunFolder
 
@@ -33,12 +34,12 @@ def test_one_agent_per_node_requeued_and_warned(tmp_path: Path) -> None:
         "#SBATCH --time=7-00:00:00",
     ):
         assert line in text.splitlines()
-    assert "--kill-on-bad-exit=1" in text and "--cpus-per-task=64" in text.partition("srun")[2]
+    assert "--kill-on-bad-exit=1" in text and "--cpus-per-task=64" in text.partition("\nsrun --")[2]
 
 
 def test_the_script_goes_on_after_srun(tmp_path: Path) -> None:
     lines = script(tmp_path).splitlines()
-    srun = next(i for i, line in enumerate(lines) if line.startswith("srun"))
+    srun = next(i for i, line in enumerate(lines) if line.startswith("srun --"))
     after = [line for line in lines[srun + 1 :] if line and not line.startswith("#")]
     assert len(after) == 1 and "harness.cluster.aftermath" in after[0] and after[0].endswith("--srun-status $?")
 
@@ -50,13 +51,39 @@ def test_any_flag_reaches_sbatch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "#SBATCH --partition=gpu" in text and "#SBATCH --reservation=smol" in text
     assert "#SBATCH --exclusive\n" in text and "mail-type" not in text
-    assert text.index("module load cuda") < text.index("srun")
+    assert text.index("module load cuda") < text.index("srun --")
     assert "wckey" not in text
 
 
 def test_lost_nodes_are_kept_out(tmp_path: Path) -> None:
     text = script(tmp_path, "cluster.exclude=[n9]", excluded={"n2": "down"})
     assert "#SBATCH --exclude=n2,n9" in text
+
+
+def test_srun_and_its_shepherd_die_with_the_batch_shell(tmp_path: Path) -> None:
+    """An srun that outlives its job's requeue would cancel the next start's step."""
+    fake = tmp_path / "srun"
+    fake.write_text("#!/bin/bash\ntrap '' TERM\nsleep 60 &\necho $$ $! > $1\nwait\n")
+    fake.chmod(0o755)
+    script = f"{SRUN_THAT_DIES_AT_ONCE}\nsrun {tmp_path}/pids\necho status $?\n"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shell = subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text().strip():
+        time.sleep(0.05)
+    shell.terminate()
+    output, _ = shell.communicate(timeout=10)
+    assert output == "status 143\n", "the shell goes on to its last line"
+    for pid in (tmp_path / "pids").read_text().split():
+        stat = Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_srun_keeps_its_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 37\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-c", f"{SRUN_THAT_DIES_AT_ONCE}\nsrun -n1\necho $?"]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "37\n"
 
 
 def test_script_is_valid_bash(tmp_path: Path) -> None:
