@@ -20,7 +20,6 @@ from harness.config.layout import cpus_per_node
 from harness.config.schema import ClusterKind, RootConfig
 from harness.run.folder import RunFolder
 
-
 SRUN_THAT_DIES_AT_ONCE = (
     'srun() { command srun "$@" & srun_pid=$!; '
     "trap 'kill -KILL $(cat /proc/$srun_pid/task/$srun_pid/children) $srun_pid' TERM; wait $srun_pid; }"
