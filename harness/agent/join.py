@@ -3,9 +3,9 @@
 import socket
 import time
 
+from harness import slurm
 from harness.agent.node import Node
 from harness.agent.previous import Ending, previous_ending
-from harness.cluster import slurm
 from harness.config.schema import RootConfig
 from harness.run.attempt import Attempt, claim, read_outcome, wait_for
 from harness.run.budget import restarts_without_progress
@@ -36,7 +36,7 @@ def join_attempt(run: RunFolder, config: RootConfig, node: Node) -> Attempt:
     ledger = run.ledger(attempt.number, node.name)
     ledger.write(
         "attempt_start",
-        step=_last_step(run),
+        step=run.last_step(),
         job_id=node.job_id,
         nodes=node.nodes,
         reason=ending.reason if ending else None,
@@ -49,14 +49,14 @@ def _record(run: RunFolder, node: Node, ending: Ending) -> None:
     ledger = run.ledger(previous, node.name)
     for name, seen in ending.lost_nodes.items():
         if run.exclude_node(name, f"lost in attempt {previous}: {seen}"):
-            ledger.write("node_excluded", step=_last_step(run), lost=name, why=seen)
+            ledger.write("node_excluded", step=run.last_step(), lost=name, why=seen)
     finished = (
         previous is not None and (outcome := read_outcome(run, previous)) is not None and outcome.state == "finished"
     )
     if not ending.recorded and not finished:
         ledger.write(
             "restart",
-            step=_last_step(run),
+            step=run.last_step(),
             reason=ending.reason,
             how="new attempt",
             why=ending.why,
@@ -83,12 +83,8 @@ def _check_budget(run: RunFolder, config: RootConfig) -> None:
     useless = restarts_without_progress(run.events())
     if useless > limit:
         why = f"{useless} restarts in a row without a new step (cluster.max_restarts_without_progress={limit})"
-        run.ledger(run.newest_attempt()).write("gave_up", step=_last_step(run), why=why)
+        run.ledger(run.newest_attempt()).write("gave_up", step=run.last_step(), why=why)
         raise Refused(why, CRASH_LOOP)
-
-
-def _last_step(run: RunFolder) -> int:
-    return max((int(record["step"]) for record in run.metrics() if "step" in record), default=0)
 
 
 def _free_port(address: str) -> int:

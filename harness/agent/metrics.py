@@ -41,26 +41,13 @@ class NodeMetrics:
         restarts: Mapping[str, int],
     ) -> None:
         """`restarts` may change while this lives. A taken `monitor.port` costs the port, not the run: see the message."""
+        self._config, self._run, self._attempt, self._node = config, run, attempt, node
+        self._boards, self._restarts = boards, restarts
         self._registration: TargetRegistration | None = None
         self._exporter: Exporter | None = None
         self._canary: CanaryCollector | None = None
-        if config.monitor.mode is MonitorMode.off:
-            return
-        collectors = self._collectors(config, run, attempt, node, boards, restarts)
-        host = config.monitor.host or node.address
-        try:
-            self._exporter = Exporter(collectors, host, config.monitor.port)
-        except ExporterError as error:
-            print(f"{error}; using a free port instead", flush=True)
-            self._exporter = Exporter(collectors, host, 0)
-        self._registration = TargetRegistration(
-            Path(config.monitor.targets_dir),
-            (node.address if host in ANY_ADDRESS else host, self._exporter.address[1]),
-            run=run.name,
-            attempt=attempt.number,
-            node=node.name,
-            slurm_job_id=node.job_id if node.on_slurm else "",
-        )
+        if config.monitor.mode is not MonitorMode.off:
+            self._serve()
 
     @property
     def url(self) -> str | None:
@@ -76,35 +63,46 @@ class NodeMetrics:
             if part is not None:
                 part.close()
 
-    def _collectors(
-        self,
-        config: RootConfig,
-        run: RunFolder,
-        attempt: Attempt,
-        node: Node,
-        boards: Path,
-        restarts: Mapping[str, int],
-    ) -> list[Collector | Background]:
-        record = run.record()
+    def _serve(self) -> None:
+        monitor, node = self._config.monitor, self._node
+        host = monitor.host or node.address
+        collectors = self._collectors()
+        try:
+            self._exporter = Exporter(collectors, host, monitor.port)
+        except ExporterError as error:
+            print(f"{error}; using a free port instead", flush=True)
+            self._exporter = Exporter(collectors, host, 0)
+        self._registration = TargetRegistration(
+            Path(monitor.targets_dir),
+            (node.address if host in ANY_ADDRESS else host, self._exporter.address[1]),
+            run=self._run.name,
+            attempt=self._attempt.number,
+            node=node.name,
+            slurm_job_id=node.job_id if node.on_slurm else "",
+        )
+
+    def _collectors(self) -> list[Collector | Background]:
+        config, gpus = self._config, self._config.cluster.gpus_per_node
+        record = self._run.record()
         info = RunInfo(
             run_id=record.get("run_id", ""),
             git_commit=record.get("git_commit", ""),
             config_hash=record.get("config_hash", ""),
             world_size=str(layout(config).world_size),
-            gpu=_gpu_name() if config.cluster.gpus_per_node else "none",
+            gpu=_gpu_name() if gpus else "none",
         )
         collectors: list[Collector | Background] = [
-            BoardsCollector(boards),
-            RunInfoCollector(info, attempt.started, config.cluster.gpus_per_node, restarts if node.is_head else None),
+            BoardsCollector(self._boards),
+            RunInfoCollector(info, self._attempt.started, gpus, self._restarts if self._node.is_head else None),
             AgentCostCollector(),
-            *(Background(FilesystemCollector(mount), NODE_SECONDS) for mount in _mounts(config, run)),
+            *(Background(FilesystemCollector(mount), NODE_SECONDS) for mount in _mounts(config, self._run)),
             Background(PressureCollector(), NODE_SECONDS),
         ]
-        if config.cluster.gpus_per_node:
+        if gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             collectors += [Background(GpuCollector(visible), GPU_SECONDS), XidCollector(visible)]
         if config.monitor.canary_seconds > 0:
-            self._canary = CanaryCollector(_canary_mounts(config, run), node.name)
+            self._canary = CanaryCollector(_canary_mounts(config, self._run), self._node.name)
             collectors.append(Background(self._canary, config.monitor.canary_seconds))
         return collectors
 

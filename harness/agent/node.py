@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.cluster import slurm
+from harness import slurm
 
 
 @dataclass(frozen=True)

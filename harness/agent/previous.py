@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from harness import slurm
 from harness.agent.node import Node
-from harness.cluster import slurm
 from harness.run.attempt import Attempt, Outcome, load, read_outcome, silent_nodes
 from harness.run.folder import RunFolder
 

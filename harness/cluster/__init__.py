@@ -1,1 +1,1 @@
-"""Where jobs run: submission to Slurm or to this machine, and the few Slurm commands that a run needs."""
+"""Where jobs run: submission to Slurm or to this machine, and what the batch script does after srun."""

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness.cluster import slurm
+from harness import slurm
 from harness.run.attempt import attempt_key, read_outcome
 from harness.run.budget import restarts_without_progress
 from harness.run.folder import RunFolder
@@ -51,14 +51,9 @@ def decide(run: RunFolder, job_id: str, restart_count: int, srun_status: int) ->
         return srun_status or 1
     why = outcome.why if outcome else f"srun ended with status {srun_status} before the head agent could say why"
     starts = f"{job_id}.{restart_count + 1}"
-    ledger.write("restart", step=_last_step(run), reason=reason, how="requeue", why=why, starts=starts)
+    ledger.write("restart", step=run.last_step(), reason=reason, how="requeue", why=why, starts=starts)
     slurm.requeue(job_id)
     return srun_status
-
-
-def _last_step(run: RunFolder) -> int | None:
-    steps = [record["step"] for record in run.metrics() if isinstance(record.get("step"), int)]
-    return max(steps, default=None)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from harness import slurm
 from harness.agent.task import AgentTask
-from harness.cluster import slurm
 from harness.config.check import time_limit_minutes
 from harness.config.layout import cpus_per_node
 from harness.config.schema import ClusterKind, RootConfig

@@ -91,7 +91,8 @@ def _launch_all(configs: list[RootConfig]) -> int:
 
 def _launch_one(config: RootConfig) -> tuple[int, str]:
     """Exit code, and what became of the run in a word or two."""
-    from harness.cluster import slurm, submit
+    from harness import slurm
+    from harness.cluster import submit
     from harness.launch.follow import follow
     from harness.launch.launch import AlreadyFinished, LaunchError, launch, plan_for, readiness, run_folder
     from harness.plan import render_plan

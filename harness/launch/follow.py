@@ -1,5 +1,6 @@
 """Prints what a run does, as it does it, until it ends. Leaving never touches the run."""
 
+import math
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from harness.text import bytes_text, duration_text
 
 POLL_SECONDS = 0.5
 STATE_SECONDS = 3.0
+NEWEST_LINES = 500
+"""Logged steps looked at in each poll; no run logs more in half a second."""
 QUIET_EVENTS = frozenset({"submitted", "agent_start"})
 
 
@@ -40,7 +43,10 @@ class _Printer:
         if state and state != self._state:
             print(f"job is {state.lower()}", flush=True)
         self._state = state
-        news = [*self._run.metrics(), *(event for event in self._run.events() if event["event"] not in QUIET_EVENTS)]
+        news = [
+            *self._run.last_metrics(NEWEST_LINES),
+            *(event for event in self._run.events() if event["event"] not in QUIET_EVENTS),
+        ]
         news = sorted(
             (record for record in news if record["time"] > self._shown_until), key=lambda record: record["time"]
         )
@@ -52,9 +58,10 @@ class _Printer:
 def step_line(record: dict[str, Any], steps: int) -> str:
     """`step 20/120  loss 5.321  4,012 tokens/s  lr 3.0e-03  1.02 s  1 min 42 s left`."""
     left = (steps - record["step"]) * record["step_seconds"]
+    loss, grad_norm = (math.nan if record[key] is None else record[key] for key in ("loss", "grad_norm"))
     return (
-        f"step {record['step']:,}/{steps:,}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
-        f"grad norm {record['grad_norm']:.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  {duration_text(left)} left"
+        f"step {record['step']:,}/{steps:,}  loss {loss:.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"grad norm {grad_norm:.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  {duration_text(left)} left"
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import slurm
 from harness.checkpoint.folders import complete_steps
-from harness.cluster import slurm, submit
+from harness.cluster import submit
 from harness.config.changes import changes, recorded, refused
 from harness.config.schema import ClusterKind, RootConfig
 from harness.data.check import check_sources

@@ -70,6 +70,50 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def tail_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` whole JSON objects in `path`, oldest first, without reading what comes before them."""
+    try:
+        with open(path, "rb") as f:
+            size, block = f.seek(0, os.SEEK_END), 1 << 16
+            while True:
+                start = max(0, size - block)
+                f.seek(start)
+                lines = f.read(size - start).splitlines()
+                if start == 0 or len(lines) > count + 1:  # the first may be half a line
+                    break
+                block *= 4
+    except FileNotFoundError:
+        return []
+    records = [record for line in lines if (record := _json_object(line)) is not None]
+    return records[-count:]
+
+
+def sample_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first, the last and at most `count` evenly spread JSON objects of `path`, in order, however long it is."""
+    records = []
+    try:
+        with open(path, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            for number in range(count):
+                f.seek(size * number // count)
+                if number:
+                    f.readline()  # the rest of the line that we have landed in
+                records.append((f.tell(), f.readline()))
+    except FileNotFoundError:
+        return []
+    lines = [line for _, line in dict(records).items()]
+    sampled = [record for line in lines if (record := _json_object(line)) is not None]
+    return sampled + [record for record in tail_json_lines(path, 1) if record not in sampled]
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def fsync_folder(path: Path) -> None:
     """Make renames in `path` survive a power loss, where the file system lets a folder be synced."""
     try:

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness.config.schema import RootConfig
-from harness.run.files import append_json_line, read_json, read_json_lines, write_atomic, write_json
+from harness.run.files import append_json_line, read_json, read_json_lines, tail_json_lines, write_atomic, write_json
 
 
 class RunFolderError(Exception):
@@ -150,7 +150,16 @@ class RunFolder:
         return list(read_json_lines(self.events_path))
 
     def metrics(self) -> list[dict[str, Any]]:
+        """Every logged step. A long run has millions: `last_metrics` does not read them all."""
         return list(read_json_lines(self.metrics_path))
+
+    def last_metrics(self, count: int) -> list[dict[str, Any]]:
+        """The last logged steps, oldest first."""
+        return tail_json_lines(self.metrics_path, count)
+
+    def last_step(self) -> int:
+        """The last logged step; 0 before the first."""
+        return max((int(record.get("step", 0)) for record in self.last_metrics(1)), default=0)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,25 @@
 """Gathers what is known of a run from its folder, the scheduler and Prometheus, and renders it."""
 
-import math
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import slurm
 from harness.checkpoint.folders import complete_steps
-from harness.cluster import slurm, submit
+from harness.cluster import submit
 from harness.config.schema import RootConfig
 from harness.launch.follow import event_line
 from harness.monitor.client import PrometheusUnavailable, QueryError, connect
 from harness.run.attempt import load, read_outcome
-from harness.run.files import read_json
+from harness.run.files import read_json, sample_json_lines
 from harness.run.folder import RunFolder
 from harness.text import ago_text, count_text, duration_text
 
 RECENT_STEPS = 20
 RECENT_EVENTS = 8
+CURVE_POINTS = 60
 LATE_FACTOR = 20.0
 """Overdue steps after which a running job is said to stand still."""
 
@@ -35,7 +36,7 @@ class Status:
     last_step_time: float | None
     tokens: int
     losses: list[float]
-    """Of all logged steps."""
+    """Of logged steps spread evenly over the run, the first and the last among them."""
     tokens_per_second: float | None
     expected_tokens_per_second: float | None
     checkpoint_step: int | None
@@ -57,7 +58,7 @@ class Status:
 def gather(run: RunFolder) -> Status:
     """Read everything. Raises RunFolderError where `run` is none; a scheduler or Prometheus that is away costs its lines."""
     config = run.load_config()
-    metrics, events = run.metrics(), run.events()
+    metrics, events = run.last_metrics(RECENT_STEPS), run.events()
     last = metrics[-1] if metrics else {}
     newest = run.newest_attempt()
     attempt = load(run, newest) if newest is not None else None
@@ -77,8 +78,8 @@ def gather(run: RunFolder) -> Status:
         step=int(last.get("step", 0)),
         last_step_time=last.get("time"),
         tokens=int(last.get("tokens", 0)),
-        losses=[record["loss"] for record in metrics if math.isfinite(record["loss"])],
-        tokens_per_second=_median([record["tokens_per_second"] for record in metrics[-RECENT_STEPS:]]),
+        losses=[r["loss"] for r in sample_json_lines(run.metrics_path, CURVE_POINTS) if r["loss"] is not None],
+        tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
         expected_tokens_per_second=config.monitor.expected_tokens_per_second
         or (read_json(run.calibration_path) or {}).get("tokens_per_second"),
         checkpoint_step=max(steps, default=None),
@@ -186,12 +187,10 @@ def _step_text(status: Status, now: float) -> str:
     return text
 
 
-def sparkline(values: list[float], width: int = 60) -> str:
-    """`8.32 █▇▅▃▂▁ 5.12`: first and last value around the means of at most `width` stretches."""
-    size = max(1, math.ceil(len(values) / width))
-    means = [statistics.fmean(values[i : i + size]) for i in range(0, len(values), size)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
-    bars = "".join("▁▂▃▄▅▆▇█"[round((mean - low) / span * 7)] for mean in means)
+def sparkline(values: list[float]) -> str:
+    """`8.32 █▇▅▃▂▁ 5.12`: first and last value around a bar for each."""
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    bars = "".join("▁▂▃▄▅▆▇█"[round((value - low) / span * 7)] for value in values)
     return f"{values[0]:.4f} {bars} {values[-1]:.4f}"
 
 

@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.run.files import append_json_line, write_atomic
+from harness.run.files import append_json_line
 from harness.run.folder import RunFolder
 
 SUPERSEDED = "superseded_metrics.jsonl"
@@ -81,21 +82,32 @@ class StepLog:
 def drop_after(run: RunFolder, step: int, attempt: int) -> int:
     """Move lines of steps after `step` to the attempt's folder, so that metrics.jsonl has each step once; how many.
 
-    Half a line left by a kill goes too. Raises OSError.
+    Half a line left by a kill goes too. Only the end of the file is read, and cut off. Raises OSError.
     """
     try:
-        lines = run.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        size = run.metrics_path.stat().st_size
     except FileNotFoundError:
         return 0
-    kept: list[str] = []
-    dropped: list[str] = []
-    for line in lines:
-        (kept if _step_of(line) <= step else dropped).append(line)
+    block = 1 << 20
+    while True:
+        start = max(0, size - block)
+        with open(run.metrics_path, "rb") as f:
+            f.seek(start)
+            if start:
+                f.readline()  # the rest of a line that began before
+            begin, lines = f.tell(), f.readlines()
+        if start == 0 or any(_step_of(line) <= step for line in lines):
+            break
+        block *= 4
+    kept = len(lines)
+    while kept and _step_of(lines[kept - 1]) > step:
+        kept -= 1
+    dropped = [line.decode(errors="replace").rstrip("\n") for line in lines[kept:]]
     if dropped:
         folder = run.attempt_dir(attempt)
         folder.mkdir(parents=True, exist_ok=True)
         _append(folder / SUPERSEDED, dropped)
-        write_atomic(run.metrics_path, "".join(line + "\n" for line in kept))
+        os.truncate(run.metrics_path, begin + sum(len(line) for line in lines[:kept]))
     return len(dropped)
 
 
@@ -116,7 +128,7 @@ def _append(path: Path, lines: list[str]) -> None:
         f.writelines(line + "\n" for line in lines)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

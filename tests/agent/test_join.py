@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from harness import slurm
 from harness.agent import join
 from harness.agent.join import Refused, join_attempt
 from harness.agent.node import Node
-from harness.cluster import slurm
 from harness.config.compose import compose
 from harness.config.schema import RootConfig
 from harness.run.attempt import claim, write_end

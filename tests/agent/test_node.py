@@ -2,8 +2,8 @@
 
 import pytest
 
+from harness import slurm
 from harness.agent.node import this_node
-from harness.cluster import slurm
 
 
 def test_on_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

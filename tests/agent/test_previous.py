@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import slurm
 from harness.agent.node import Node
 from harness.agent.previous import previous_ending
-from harness.cluster import slurm
 from harness.run.attempt import Outcome, claim, write_end, write_outcome
 from harness.run.folder import RunFolder
 

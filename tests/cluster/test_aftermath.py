@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster import aftermath, slurm
+from harness import slurm
+from harness.cluster import aftermath
 from harness.config.compose import compose
 from harness.run.attempt import Outcome, claim, write_outcome
 from harness.run.folder import RunFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster import slurm
+from harness import slurm
 from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, batch_script, is_active
 from harness.config.compose import compose
 from harness.run.folder import RunFolder

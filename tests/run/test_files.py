@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.run.files import append_json_line, read_json, read_json_lines, write_atomic, write_json
+from harness.run.files import (
+    append_json_line,
+    read_json,
+    read_json_lines,
+    sample_json_lines,
+    tail_json_lines,
+    write_atomic,
+    write_json,
+)
 
 
 def test_replaces_as_a_whole_and_leaves_no_draft(tmp_path: Path) -> None:
@@ -52,6 +60,36 @@ def test_half_a_line_of_a_killed_writer_costs_only_itself(tmp_path: Path) -> Non
     assert [record["a"] for record in read_json_lines(path)] == [1, 3]
 
 
+def _numbers(path: Path, count: int) -> None:
+    path.write_text("".join(f'{{"n": {n}, "padding": "{"x" * 200}"}}\n' for n in range(count)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 2000])
+def test_the_tail_is_the_end_of_the_whole(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    _numbers(path, count)
+    for wanted in (1, 2, 700):
+        assert tail_json_lines(path, wanted) == list(read_json_lines(path))[-wanted:]
+
+
+def test_half_a_line_at_the_end_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _numbers(path, 5)
+    with open(path, "a") as f:
+        f.write('{"n": 5, "tor')
+    assert [record["n"] for record in tail_json_lines(path, 2)] == [3, 4]
+
+
+def test_a_sample_spans_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _numbers(path, 1000)
+    numbers = [record["n"] for record in sample_json_lines(path, 10)]
+    assert numbers[0] == 0 and numbers[-1] == 999 and len(numbers) == 11 and numbers == sorted(set(numbers))
+    _numbers(path, 3)
+    assert [record["n"] for record in sample_json_lines(path, 10)] == [0, 1, 2]
+
+
 def test_missing_files_are_empty(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent") is None
-    assert list(read_json_lines(tmp_path / "absent")) == []
+    absent = tmp_path / "absent"
+    assert list(read_json_lines(absent)) == tail_json_lines(absent, 3) == sample_json_lines(absent, 3) == []

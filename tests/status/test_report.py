@@ -78,7 +78,17 @@ def test_without_prometheus_it_says_how_to_get_one(run: RunFolder) -> None:
 
 def test_sparkline_falls_with_the_loss() -> None:
     assert sparkline([8.0, 6.0, 4.0]) == "8.0000 █▅▁ 4.0000"
-    assert len(sparkline([float(i) for i in range(1000)]).split()[1]) <= 60
+
+
+def test_a_long_run_has_a_short_curve(run: RunFolder) -> None:
+    with open(run.metrics_path, "w") as f:
+        for step in range(1, 5001):
+            f.write(
+                f'{{"step": {step}, "tokens": {step}, "loss": {9 - step / 1000}, "tokens_per_second": 1.0, "time": {step}}}\n'
+            )
+    losses = gather(run).losses
+    assert 50 < len(losses) <= 61 and losses == sorted(losses, reverse=True)
+    assert (losses[0], losses[-1]) == (8.999, 4.0)
 
 
 def test_no_run(tmp_path: Path) -> None:
