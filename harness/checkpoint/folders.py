@@ -29,7 +29,7 @@ def complete_steps(checkpoints: Path) -> list[int]:
     """Steps of the complete checkpoints, newest first; whether their files are still good is another question."""
     try:
         names = os.listdir(checkpoints)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((int(found[1]) for name in names if (found := COMPLETE.fullmatch(name))), reverse=True)
 

@@ -134,7 +134,7 @@ class RunFolder:
         """Numbers of all attempts so far, ascending."""
         try:
             names = os.listdir(self.attempts_dir)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(int(name) for name in names if name.isdigit())
 
