@@ -21,7 +21,7 @@ from harness.config.layout import ranks_per_node
 from harness.config.schema import RootConfig
 from harness.observe.board import Board, RankState
 from harness.run.attempt import Attempt, Outcome, log_path, write_end, write_outcome
-from harness.run.exit_codes import NONFINITE, NOT_RETRIED, OK
+from harness.run.exit_codes import MEANING, NONFINITE, NOT_RETRIED, OK
 from harness.run.folder import RunFolder
 
 WATCH_SECONDS = 0.25
@@ -29,13 +29,6 @@ LEDGER_SECONDS = 5.0
 TERMINATE_SECONDS = 2.0
 """How long the launcher gets to end after an error of ours. Where Slurm ends the job, nothing: there is nothing to save, and
 the sooner the job is over the sooner it starts again."""
-EXIT_MEANING = {
-    2: "the config, the data or the model is wrong (see the log)",
-    66: "loss or gradients stayed NaN or Inf",
-    67: "too many restarts in a row without a new step",
-    68: "a newer attempt of the run has taken over",
-    69: "the last checkpoint could not be written",
-}
 
 
 def run_agent(run_path: str) -> int:
@@ -188,7 +181,7 @@ class Agent:
             return Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False)
         code = launcher_code if launcher_code is not None else 1
         reason = "nonfinite" if code == NONFINITE else "unknown"
-        why = EXIT_MEANING.get(code, f"the launcher ended with status {code}")
+        why = MEANING.get(code, f"the launcher ended with status {code}")
         return Outcome("failed", reason, why, final=code in NOT_RETRIED, exit_code=code)
 
 

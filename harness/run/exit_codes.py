@@ -12,4 +12,13 @@ FENCED = 68
 DISK_FULL = 69
 """The last checkpoint could not be written."""
 
+MEANING = {
+    CONFIG: "the config, the data or the model is wrong (see the log)",
+    NONFINITE: "loss or gradients stayed NaN or Inf",
+    CRASH_LOOP: "too many restarts in a row without a new step",
+    FENCED: "a newer attempt of the run has taken over",
+    DISK_FULL: "the last checkpoint could not be written",
+}
+"""What each says to a person."""
+
 NOT_RETRIED = frozenset({CONFIG, NONFINITE, CRASH_LOOP, FENCED, DISK_FULL})

@@ -11,7 +11,7 @@ from harness.checkpoint.folders import complete_steps
 from harness.cluster import submit
 from harness.config.schema import RootConfig
 from harness.launch.follow import event_line
-from harness.monitor.client import PrometheusUnavailable, QueryError, connect
+from harness.monitor.client import Alert, PrometheusUnavailable, QueryError, connect
 from harness.run.attempt import load, read_outcome
 from harness.run.files import read_json, sample_json_lines
 from harness.run.folder import RunFolder
@@ -47,6 +47,7 @@ class Status:
     down_nodes: list[str] | None
     alerts: list[str] | None
     verdict: str | None
+    """Causes that firing alerts name, and where."""
     monitoring: str
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -64,12 +65,11 @@ def gather(run: RunFolder) -> Status:
     attempt = load(run, newest) if newest is not None else None
     saved = [event for event in events if event["event"] == "checkpoint"]
     steps = complete_steps(run.checkpoints_dir)
-    alerts, down, monitoring = _prometheus(run, config)
+    seen = _prometheus(run, config)
     restarts: dict[str, int] = {}
     for event in events:
         if event["event"] == "restart":
             restarts[event.get("reason", "unknown")] = restarts.get(event.get("reason", "unknown"), 0) + 1
-    verdicts = [event for event in events if event["event"] == "verdict"]
     return Status(
         run=run,
         config=config,
@@ -87,10 +87,10 @@ def gather(run: RunFolder) -> Status:
         restarts=restarts,
         nodes=attempt.nodes if attempt else [],
         excluded=run.excluded_nodes(),
-        down_nodes=down,
-        alerts=alerts,
-        verdict=verdicts[-1].get("why") if verdicts else None,
-        monitoring=monitoring,
+        down_nodes=seen.down_nodes,
+        alerts=seen.alerts,
+        verdict=", ".join(dict.fromkeys(seen.causes or [])) or None,
+        monitoring=seen.where,
         events=[event for event in events if event["event"] not in ("checkpoint", "agent_start")][-RECENT_EVENTS:],
     )
 
@@ -113,23 +113,31 @@ def _state(run: RunFolder, config: RootConfig) -> str:
     return outcome.state if outcome.state == "finished" else f"{outcome.state}: {outcome.why}"
 
 
-def _prometheus(run: RunFolder, config: RootConfig) -> tuple[list[str] | None, list[str] | None, str]:
-    """(firing alerts, nodes that can't be scraped, where Prometheus is); None where it does not answer."""
+@dataclass(frozen=True)
+class _Seen:
+    """What Prometheus says of the run; None where it does not answer."""
+
+    where: str
+    alerts: list[str] | None = None
+    causes: list[str] | None = None
+    down_nodes: list[str] | None = None
+
+
+def _prometheus(run: RunFolder, config: RootConfig) -> _Seen:
     server = connect(Path(config.runs_dir))
     try:
-        alerts = [
-            f"{alert.name}{_where(alert.labels)}: {alert.annotations.get('summary', '')} (since {alert.since[11:19]} UTC)"
-            for alert in server.alerts(run.name)
-            if alert.firing and alert.name != "HarnessWatchdog"
-        ]
+        firing = [alert for alert in server.alerts(run.name) if alert.firing and alert.name != "HarnessWatchdog"]
         down = [target.labels.get("node", target.url) for target in server.targets(run.name) if target.health == "down"]
     except (PrometheusUnavailable, QueryError):
-        return (
-            None,
-            None,
-            f"no Prometheus at {server.url}; start it with `python -m harness.monitor up --runs-dir {config.runs_dir}`",
-        )
-    return alerts, down, server.url
+        fix = f"start it with `python -m harness.monitor up --runs-dir {config.runs_dir}`"
+        return _Seen(f"no Prometheus at {server.url}; {fix}")
+    causes = [f"{alert.labels['cause']}{_where(alert.labels)}" for alert in firing if alert.labels.get("cause")]
+    return _Seen(server.url, [_alert_text(alert) for alert in firing], causes, down)
+
+
+def _alert_text(alert: Alert) -> str:
+    summary = alert.annotations.get("summary", "")
+    return f"{alert.name}{_where(alert.labels)}: {summary} (since {alert.since[11:19]} UTC)"
 
 
 def _where(labels: dict[str, str]) -> str:

@@ -1,14 +1,18 @@
 """One screen about a run, from its folder alone."""
 
+import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from harness.cluster import submit
 from harness.config.compose import compose
+from harness.monitor.endpoints import write_endpoints
 from harness.run.attempt import Outcome, claim, write_outcome
 from harness.run.files import append_json_line, write_json
 from harness.run.folder import RunFolder
@@ -74,6 +78,42 @@ def test_the_last_word_of_a_run_that_ended(run: RunFolder, monkeypatch: pytest.M
 def test_without_prometheus_it_says_how_to_get_one(run: RunFolder) -> None:
     text = render(gather(run))
     assert "alerts     not known" in text and "python -m harness.monitor up" in text
+
+
+def test_alerts_of_this_run_and_the_cause_that_they_name(run: RunFolder) -> None:
+    """Prometheus is a process boundary: its API's answers, served by a server of ours."""
+    labels = {"alertname": "HarnessReadStuck", "run": "tiny", "node": "n3", "mount": "/data", "cause": "storage_hang"}
+    alert = {
+        "labels": labels,
+        "annotations": {"summary": "a read hangs"},
+        "state": "firing",
+        "activeAt": "2026-01-02T03:04:05Z",
+    }
+    target = {
+        "labels": {"run": "tiny", "node": "n2", "job": "harness"},
+        "scrapeUrl": "http://n2",
+        "health": "down",
+        "lastError": "x",
+    }
+    answers = {"alerts": {"alerts": [alert]}, "targets": {"activeTargets": [target], "droppedTargets": []}}
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = answers[self.path.partition("?")[0].rpartition("/")[2]]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"status": "success", "data": data}).encode())
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        write_endpoints(run.path.parent, {"prometheus": f"http://127.0.0.1:{server.server_address[1]}"})
+        text = render(gather(run))
+        server.shutdown()
+    assert "alerts     HarnessReadStuck (n3, /data): a read hangs (since 03:04:05 UTC)" in text
+    assert "verdict    storage_hang (n3, /data)" in text
+    assert "not answering: n2" in text
 
 
 def test_sparkline_falls_with_the_loss() -> None:
