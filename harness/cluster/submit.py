@@ -22,7 +22,8 @@ from harness.run.folder import RunFolder
 
 SRUN_THAT_DIES_AT_ONCE = (
     'srun() { command srun "$@" & srun_pid=$!; '
-    "trap 'kill -KILL $(cat /proc/$srun_pid/task/$srun_pid/children) $srun_pid' TERM; wait $srun_pid; }"
+    "trap 'kill -KILL $(cat /proc/$srun_pid/task/$srun_pid/children) $srun_pid' TERM; wait $srun_pid; "
+    "srun_status=$?; trap - TERM; return $srun_status; }"
 )
 """Shell function around srun. When a node is lost, srun waits for it for KillWait and more, and so may outlive its job's
 requeue; then it, or its shepherd process, cancels step 0 of the job, which by then is the new start's. Here both die as soon
