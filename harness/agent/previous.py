@@ -13,7 +13,7 @@ class Ending:
     """Why the run starts again, and which nodes it should not use any more."""
 
     reason: str
-    """One of `harness.run.attempt.REASONS`."""
+    """One of `harness.observe.run_info.RESTART_REASONS`."""
     why: str
     recorded: bool = False
     """The restart already stands in the ledger."""

@@ -18,9 +18,6 @@ from pathlib import Path
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder
 
-REASONS = ("rank_crash", "hang", "node_fail", "preempt", "timeout", "nonfinite", "storage", "user", "unknown")
-"""Why a run started again; the `reason` of harness_restarts_total."""
-
 
 @dataclass(frozen=True)
 class Attempt:
