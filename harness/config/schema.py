@@ -26,11 +26,37 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Fp8Recipe(StrEnum):
+    """How the scales of FP8 matrix products are chosen."""
+
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
+
+
 class ActivationCheckpoint(StrEnum):
     """What the backward pass recomputes instead of keeping."""
 
+    auto = "auto"
     none = "none"
+    selective = "selective"
     full = "full"
+
+
+class PipelineSchedule(StrEnum):
+    """Order of forward and backward passes of the micro batches in a pipeline."""
+
+    one_f_one_b = "1f1b"
+    interleaved = "interleaved"
+
+
+class AttentionKernel(StrEnum):
+    """Implementation of attention; `auto` takes the fastest that the GPU and the installed packages have."""
+
+    auto = "auto"
+    flash4 = "flash4"
+    cudnn = "cudnn"
+    flash = "flash"
+    sdpa = "sdpa"
 
 
 class NonFinitePolicy(StrEnum):
@@ -151,6 +177,8 @@ class DataConfig:
     """Fixes the order of all samples of the run."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     stages: list[StageConfig] = field(default_factory=list)
+    validation: dict[str, SourceConfig] = field(default_factory=dict)
+    """Held-out token files for `train.eval_every`; each contributes in proportion to its size."""
     tokenizer: str | None = None
     """Folder or file of the tokenizer behind the token files. null: taken from the token files where they name one.
     Its size must fit `model.vocab_size`."""
@@ -179,9 +207,17 @@ class ParallelConfig:
     tp: int = 1
     """Tensor parallel: ranks that share each layer's matrices. Must divide the key/value heads."""
     cp: int = 1
-    """Context parallel; must be 1 in this version."""
+    """Context parallel: ranks that share each sequence, for sequences too long for one GPU. 2 x cp must divide
+    `data.seq_len`."""
     pp: int = 1
-    """Pipeline parallel; must be 1 in this version."""
+    """Pipeline parallel: ranks that share the layers."""
+    pp_schedule: PipelineSchedule = PipelineSchedule.one_f_one_b
+    """`interleaved` gives each rank several short stages: fewer idle moments, more messages."""
+    pp_stages_per_rank: int = 2
+    """Stages of each rank in the interleaved schedule."""
+    reshard_after_forward: bool | None = None
+    """Free each layer's gathered weights after its forward pass and gather them again for the backward pass. null: only
+    where keeping them would not fit the GPU."""
 
 
 @dataclass
@@ -195,9 +231,35 @@ class TrainConfig:
     seed: int = 0
     """Fixes the initial weights."""
     precision: Precision = Precision.bf16
+    fp8_recipe: Fp8Recipe = Fp8Recipe.tensorwise
+    """Used with `precision=fp8`. `tensorwise` is the fastest; `rowwise` keeps outliers apart."""
+    attention: AttentionKernel = AttentionKernel.auto
+    """A kernel that is named but missing falls back to the next one with a message."""
     compile: bool = True
     """torch.compile for each layer. Has no effect on CPU, where compiling costs more than it gains."""
-    activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint.none
+    activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint.auto
+    """`selective` keeps the results of every second matrix product and of attention; `full` keeps each layer's input
+    alone; `auto` takes the least that fits the GPU by the plan's memory estimate."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log of the softmax's denominator, which keeps logits from drifting; 1e-5 is usual."""
+    stats_every: int = 100
+    """Steps between lines of stats.jsonl: norms of weights, gradients and updates by module, and the logits'. 0: never."""
+    spike_sigmas: float = 6.0
+    """A step whose loss or gradient norm lies this many standard deviations above the last `spike_window` steps leaves the
+    weights as they are. 0: never."""
+    spike_window: int = 128
+    """Steps that the standard deviation is taken over; no step is skipped before there are that many."""
+    skip: list[list[int]] = field(default_factory=list)
+    """Ranges [from, to] of batches never to train on, both included; batch n is what step n would have seen without them.
+    A run that is past `from` goes back to its newest checkpoint before it."""
+    eval_every: int = 0
+    """Steps between validations on `data.validation`; 0: never."""
+    eval_sequences: int = 256
+    """Sequences of each validation, always the same ones."""
+    early_stop_evals: int = 0
+    """Validations in a row without a new lowest loss after which the run ends; 0: never."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time. Slower."""
     nonfinite: NonFinitePolicy = NonFinitePolicy.skip
     """`skip` leaves the weights as they were for that step; `stop` ends the run."""
     max_nonfinite: int = 10
@@ -209,15 +271,29 @@ class TrainConfig:
 @dataclass
 class OptimConfig:
     name: str = "adamw"
+    """adamw, muon or lamb. Muon updates the layers' matrices; embeddings, head and norms go on with AdamW."""
     lr: float = 2e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.95
+    """Muon's momentum (Nesterov)."""
     eps: float = 1e-8
     weight_decay: float = 0.1
     decay_embeddings: bool = False
     """Weight decay on the token embeddings too. Norms and biases never decay."""
     clip_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay per step (0.999, say); `harness.export --ema`
+    writes it. null: none."""
+
+
+@dataclass
+class LrOverride:
+    """From `step` on, the peak learning rate is `lr`."""
+
+    step: int = UNSET  # type: ignore[assignment]
+    lr: float = UNSET  # type: ignore[assignment]
 
 
 @dataclass
@@ -225,13 +301,15 @@ class ScheduleConfig:
     """Learning rate as a function of the step: linear warm-up, a plateau, a decay."""
 
     name: str = "wsd"
-    """wsd or cosine; decides the defaults in conf/schedule."""
+    """wsd, cosine or linear; decides the defaults in conf/schedule."""
     warmup_steps: int = 0
     decay_steps: int | None = None
     """Length of the decay, which ends with the last step. null: everything after the warm-up."""
     decay: Decay = Decay.linear
     final_lr_ratio: float = 0.0
     """Learning rate of the last step as a share of the peak."""
+    overrides: list[LrOverride] = field(default_factory=list)
+    """Changes of the peak during the run, by step: `schedule.overrides=[{step: 1000, lr: 1e-4}]`."""
 
 
 @dataclass
