@@ -6,20 +6,31 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from harness.data.errors import DataError
 from harness.data.observer import NullObserver, ReadObserver
-from harness.data.order import SampleOrder
 from harness.data.reader import Closing, ReadPlan, WindowReader, observer_keys
+from harness.data.skips import NO_SKIPS, Skips
 from harness.data.token_files import TokenSource, Windows
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
 """How long `close` waits for threads. One that hangs inside a read cannot be ended; it is a daemon and dies with the process."""
+
+
+class Order(Protocol):
+    """Which window of which source is sample number i: `harness.data.order.SampleOrder`, or another function of i."""
+
+    sources: tuple[TokenSource, ...]
+    seq_len: int
+    global_batch_size: int
+
+    def samples(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For int64 [n]: numbers of the sources int64 [n], windows int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class StepBatch:
 
     step: int
     """Number of the optimizer step that this is for, counted from 1."""
+    batch: int
+    """Number of the batch in the run's order, counted from 1: above `step` once batches have been skipped."""
     micro_batches: list[MicroBatch]
     samples: np.ndarray
     """Index of each sample in the run's order, micro batch after micro batch: int64 [samples of this rank]."""
@@ -53,6 +66,7 @@ class _Building:
     """A step whose windows are being read."""
 
     step: int
+    batch: int
     samples: np.ndarray
     sources: np.ndarray
     windows: np.ndarray
@@ -64,8 +78,9 @@ class Loader:
     """Iterator over `StepBatch`es for steps `start_step` + 1, `start_step` + 2, ... `stop_step` (None: without end).
 
     `start_step` is the number of steps already done: all the state that a checkpoint needs, beside
-    `order.definition_hash()`. The samples of a step are the same, in the same global order, for any `dp_size` and
-    `micro_batch_size`: micro batch m of rank r holds samples step*G + m*micro*dp + r*micro + [0, micro).
+    `order.definition_hash()` and the `skips` so far. The samples of a step are the same, in the same global order, for any
+    `dp_size` and `micro_batch_size`: of batch b, micro batch m of rank r holds samples
+    (b-1)*G + m*micro*dp + r*micro + [0, micro), and b is the batch that `skips` names for the step.
 
     Threads start at once and read at most `read_ahead_batches` steps ahead; use `close()` or a `with` block. Reads that keep
     failing, and token ids at or above `vocab_size`, raise DataError from `next()`.
@@ -74,7 +89,7 @@ class Loader:
     def __init__(
         self,
         sources: Sequence[TokenSource],
-        order: SampleOrder,
+        order: Order,
         *,
         global_batch_size: int,
         micro_batch_size: int,
@@ -85,6 +100,7 @@ class Loader:
         eos_token_id: int | None,
         document_mask: bool,
         stop_step: int | None = None,
+        skips: Skips = NO_SKIPS,
         vocab_size: int | None = None,
         read_ahead_batches: int = 8,
         read_threads: int = 4,
@@ -108,6 +124,7 @@ class Loader:
         if document_mask and eos_token_id is None:
             raise DataError("data.eos_token_id=null: data.document_mask=true needs the token that ends a document")
         self._order = order
+        self._skips = skips
         self._micro = micro_batch_size
         self._eos = eos_token_id if document_mask else None
         self._next_step, self._stop_step = start_step, stop_step
@@ -215,10 +232,11 @@ class Loader:
                     self._changed.wait()
 
     def _start_step(self, step: int) -> None:
-        samples = step * self._order.global_batch_size + self._pattern
+        batch = self._skips.batch_of_step(step + 1)
+        samples = (batch - 1) * self._order.global_batch_size + self._pattern
         sources, windows = self._order.samples(samples)
         tokens = np.empty((len(samples), self._order.seq_len + 1), dtype=np.int64)
-        building = _Building(step, samples, sources, windows, tokens, len(samples))
+        building = _Building(step, batch, samples, sources, windows, tokens, len(samples))
         self._tasks.extend((building, row) for row in range(len(samples)))
         self._changed.notify_all()
 
@@ -229,7 +247,9 @@ class Loader:
             rows = tokens[begin : begin + self._micro]
             inputs = np.ascontiguousarray(rows[:, :-1])
             parts.append(MicroBatch(inputs, np.ascontiguousarray(rows[:, 1:]), position_ids(inputs, self._eos)))
-        batch = StepBatch(building.step + 1, parts, building.samples, building.sources, building.windows)
+        batch = StepBatch(
+            building.step + 1, building.batch, parts, building.samples, building.sources, building.windows
+        )
         with self._changed:
             self._ready[building.step] = batch
             self._changed.notify_all()

@@ -21,7 +21,7 @@ import numpy as np
 from harness.config.schema import StageConfig
 from harness.data.errors import DataError
 from harness.data.permutation import derive_key, permute
-from harness.data.token_files import TokenSource, Windows, source_key
+from harness.data.token_files import TokenSource, Windows
 
 MIN_BLOCK = 4096
 """Samples over which the shares of the sources are exact, unless a small weight needs more."""
@@ -186,7 +186,7 @@ class SampleOrder:
                 raise DataError(f"{label}.{source.name}={float(share)}: under a billionth of the samples; leave it out")
             if share and not windows:
                 raise DataError(
-                    f"{source_key(source.name, source.path)} holds no sample of data.seq_len={self.seq_len}: use more "
+                    f"{source.key} holds no sample of data.seq_len={self.seq_len}: use more "
                     "text or a shorter data.seq_len"
                 )
         if abs(total - 1) > Fraction(1, 10**9):

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.data.errors import DataError
 from harness.data.observer import ReadObserver
-from harness.data.token_files import DTYPES, Windows, source_key
+from harness.data.token_files import DTYPES, Windows
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class WindowReader:
         if limit is not None and (highest := int(out.max())) >= limit:
             at = offset + int(out.argmax()) * width
             raise DataError(
-                f"{source_key(windows.source.name, windows.source.path)}: token {highest} at byte {at} of {path}, but "
+                f"{windows.source.key}: token {highest} at byte {at} of {path}, but "
                 f"model.vocab_size={limit}: the file is damaged or made with another tokenizer"
             )
 

@@ -45,11 +45,18 @@ class TokenSource:
     """Bytes per token: 2 or 4."""
     tokenizer: str | None
     """What the metadata calls the tokenizer; a path may be relative to `path`."""
+    group: str = "sources"
+    """Part of the config that names it: `data.sources` or `data.validation`."""
 
     @property
     def tokens(self) -> int:
         """Tokens in all files."""
         return sum(file.tokens for file in self.files)
+
+    @property
+    def key(self) -> str:
+        """What messages call it."""
+        return source_key(self.name, self.path, self.group)
 
 
 class Windows:
@@ -75,9 +82,9 @@ class Windows:
         return number, (window - first) * self.seq_len * self.source.token_size
 
 
-def source_key(name: str, path: str | Path) -> str:
-    """How messages call a source."""
-    return f"data.sources.{name}.path={path}"
+def source_key(name: str, path: str | Path, group: str = "sources") -> str:
+    """What messages call a source of `data.GROUP`."""
+    return f"data.{group}.{name}.path={path}"
 
 
 def open_source(name: str, path: str | Path) -> TokenSource:
@@ -88,11 +95,11 @@ def open_source(name: str, path: str | Path) -> TokenSource:
     return source
 
 
-def open_sources(paths: Iterable[tuple[str, str | Path]], seq_len: int) -> list[TokenSource]:
-    """Open all (name, path) pairs, in order. Raises DataError that lists everything wrong with any of them."""
+def open_sources(paths: Iterable[tuple[str, str | Path]], seq_len: int, group: str = "sources") -> list[TokenSource]:
+    """Open all (name, path) pairs of `data.GROUP`, in order. Raises DataError that lists everything wrong with any of them."""
     sources, problems = [], []
     for name, path in paths:
-        source, found = inspect_source(name, path)
+        source, found = inspect_source(name, path, group)
         problems += found or window_problems(source, seq_len)
         sources.append(source)
     if problems:
@@ -106,16 +113,16 @@ def window_problems(source: TokenSource | None, seq_len: int) -> list[str]:
         return []
     longest = max(file.tokens for file in source.files)
     return [
-        f"{source_key(source.name, source.path)} holds no sample of data.seq_len={seq_len}: its longest file has "
+        f"{source.key} holds no sample of data.seq_len={seq_len}: its longest file has "
         f"{longest} tokens, and {seq_len + 1} are needed. Use more text or a shorter data.seq_len."
     ]
 
 
-def inspect_source(name: str, path: str | Path) -> tuple[TokenSource | None, list[str]]:
-    """The source, if it could be opened, and everything that is wrong with it."""
-    key = source_key(name, path)
+def inspect_source(name: str, path: str | Path, group: str = "sources") -> tuple[TokenSource | None, list[str]]:
+    """The source of `data.GROUP`, if it could be opened, and everything that is wrong with it."""
+    key = source_key(name, path, group)
     if not str(path):
-        return None, [f"data.sources.{name}.path is not set. Give a folder that python -m harness.data prepare made."]
+        return None, [f"data.{group}.{name}.path is not set. Give a folder that python -m harness.data prepare made."]
     try:
         files = _list_files(Path(path).expanduser(), key)
     except DataError as error:
@@ -139,7 +146,7 @@ def inspect_source(name: str, path: str | Path) -> tuple[TokenSource | None, lis
         problems.append(f"{key} mixes tokenizers: {', '.join(sorted(tokenizers))}. Use one for all files.")
     root = files[0].parent
     token_files = tuple(TokenFile(header.path, header.size // width) for header in headers)
-    return TokenSource(name, root, token_files, width, min(tokenizers, default=None)), problems
+    return TokenSource(name, root, token_files, width, min(tokenizers, default=None), group), problems
 
 
 def _list_files(path: Path, key: str) -> list[Path]:

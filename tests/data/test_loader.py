@@ -16,6 +16,7 @@ from harness.data.errors import DataError
 from harness.data.loader import Loader, StepBatch, position_ids
 from harness.data.order import SampleOrder
 from harness.data.reader import mount_point
+from harness.data.skips import Skips
 from harness.data.token_files import TokenSource, Windows, open_source
 from tests.data.conftest import write_token_file
 
@@ -148,6 +149,26 @@ def test_resumes_at_any_step(order: SampleOrder, start: int) -> None:
         batches = list(loader)
     assert [batch.step for batch in batches] == [start + 1, start + 2, start + 3]
     assert all_inputs(batches) == {i: reference(order, i)[:-1].tolist() for i in range(start * 8, start * 8 + 24)}
+
+
+@pytest.mark.parametrize(("dp_size", "micro_batch_size"), [(1, 8), (1, 2), (2, 2), (8, 1)])
+def test_skipped_batches_are_left_out_and_the_rest_stay_what_they_were(
+    order: SampleOrder, dp_size: int, micro_batch_size: int
+) -> None:
+    skips = Skips([[3, 4], [9, 11], [14, 14]])  # the middle one lies across the end of the first stage
+    kept = [batch for batch in range(1, 19) if not any(first <= batch <= last for first, last in skips.ranges)]
+    for start in (0, 2, 5):
+        rows: dict[int, list[int]] = {}
+        for rank in range(dp_size):
+            layout = {"dp_rank": rank, "dp_size": dp_size, "micro_batch_size": micro_batch_size}
+            with make(order, skips=skips, start_step=start, stop_step=len(kept), **layout) as loader:
+                batches = list(loader)
+            assert [batch.step for batch in batches] == list(range(start + 1, len(kept) + 1))
+            assert [batch.batch for batch in batches] == kept[start:]
+            assert all(((batch.samples // 8) + 1 == batch.batch).all() for batch in batches)
+            rows |= all_inputs(batches)
+        expected = [(batch - 1) * 8 + place for batch in kept[start:] for place in range(8)]
+        assert rows == {index: reference(order, index)[:-1].tolist() for index in expected}
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=1, max_size=4))
