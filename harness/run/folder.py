@@ -4,8 +4,10 @@ RUNS/NAME/
   config.yaml  plan.json  run.json     the resolved config; the plan; id, job, versions
   submit/                              batch script and submitit's files
   events.jsonl  metrics.jsonl          the ledger; one line per logged step
+  validation.jsonl  stats.jsonl        one line per validation; norms by module, every so many steps
   attempts/000/                        one folder per start of the job: attempt.json, NODE.log, outcome.json
   checkpoints/step-00002000/           complete checkpoints; `latest` names the newest
+  profiles/                            traces and memory snapshots, recorded on request: `touch RUN/profile`
   excluded_nodes.json                  nodes that the run will not use again, and why
 """
 
@@ -59,6 +61,18 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def validation_path(self) -> Path:
+        return self.path / "validation.jsonl"
+
+    @property
+    def stats_path(self) -> Path:
+        return self.path / "stats.jsonl"
+
+    @property
+    def profiles_dir(self) -> Path:
+        return self.path / "profiles"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -152,6 +166,10 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged step. A long run has millions: `last_metrics` does not read them all."""
         return list(read_json_lines(self.metrics_path))
+
+    def validations(self) -> list[dict[str, Any]]:
+        """Every validation so far: step, tokens, loss, time."""
+        return list(read_json_lines(self.validation_path))
 
     def last_metrics(self, count: int) -> list[dict[str, Any]]:
         """The last logged steps, oldest first."""

@@ -1,4 +1,7 @@
-"""metrics.jsonl and the lines on stdout: one per logged step."""
+"""What a run writes down as it goes, one JSON line each: steps, validations, statistics; and the line on stdout per step.
+
+Lines of steps that a restarted run does again are moved out of the way, so that each step stands in a file once.
+"""
 
 import json
 import math
@@ -10,12 +13,11 @@ from typing import Any
 
 from harness.run.files import append_json_line
 from harness.run.folder import RunFolder
-
-SUPERSEDED = "superseded_metrics.jsonl"
+from harness.text import duration_text
 
 
 class StepLog:
-    """Writes one object per logged step. Only rank 0 has one."""
+    """Writes one object per logged step to metrics.jsonl, and one line to stdout. Only rank 0 has one."""
 
     def __init__(self, run: RunFolder, steps: int, log_every: int) -> None:
         self._path = run.metrics_path
@@ -24,7 +26,7 @@ class StepLog:
         self._width = len(str(steps))
         self._tokens = self._count = 0
         self._seconds = self._data_wait = 0.0
-        self._last = time.perf_counter()
+        self._last: float | None = None
 
     def step_done(
         self,
@@ -37,18 +39,25 @@ class StepLog:
         lr: float,
         seconds: float,
         data_wait: float,
-        skipped: bool,
+        skipped: str | None,
+        now: float,
     ) -> None:
-        """Count a step and, where it is one to log, write it. `seconds` and `data_wait` of this step; `tokens` so far."""
+        """Count a step and, where it is one to log, write it.
+
+        `seconds` and `data_wait` are this step's, `tokens` those so far, `skipped` says why the weights stayed as they were.
+        `now` is when the step was seen to be done, in seconds on any clock that only goes forward: rates are taken from it.
+        """
+        if self._last is None:
+            self._last = now - seconds
         self._tokens += step_tokens
         self._count += 1
         self._seconds += seconds
         self._data_wait += data_wait
         if step % self._every and step != self._steps:
             return
-        now = time.perf_counter()
-        rate = self._tokens / (now - self._last)
-        record = {
+        elapsed = max(now - self._last, 1e-9)
+        rate = self._tokens / elapsed
+        record: dict[str, Any] = {
             "step": step,
             "tokens": tokens,
             "loss": _finite(loss),
@@ -59,39 +68,54 @@ class StepLog:
             "data_wait_seconds": self._data_wait / self._count,
             "time": time.time(),
         }
-        if skipped:
-            record["skipped"] = True
-        self._write(record)
-        left = (self._steps - step) * (now - self._last) / self._count
+        if skipped is not None:
+            record["skipped"] = skipped
+        _write(self._path, record)
+        left = (self._steps - step) * elapsed / self._count
         print(
             f"step {step:>{self._width}}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  lr {lr:.2e}  "
-            f"grad norm {grad_norm:.3f}  {duration(left)} left{'  SKIPPED: not finite' if skipped else ''}",
+            f"grad norm {grad_norm:.3f}  {duration_text(left)} left{f'  SKIPPED: {skipped}' if skipped else ''}",
             flush=True,
         )
         self._tokens = self._count = 0
         self._seconds = self._data_wait = 0.0
         self._last = now
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        try:
-            append_json_line(self._path, dict(record))
-        except OSError as error:  # a full disk must not end training
-            print(f"could not write step {record['step']} to {self._path}: {error}", flush=True)
+
+def write_validation(run: RunFolder, step: int, *, tokens: int, loss: float) -> None:
+    """Append a validation's mean loss after `step` steps and `tokens` tokens to validation.jsonl. Rank 0 only."""
+    _write(run.validation_path, {"step": step, "tokens": tokens, "loss": _finite(loss), "time": time.time()})
+
+
+def write_stats(run: RunFolder, step: int, stats: Mapping[str, float]) -> None:
+    """Append `stats` (name -> figure) of a step to stats.jsonl. Rank 0 only."""
+    figures = {name: _finite(value) for name, value in stats.items()}
+    _write(run.stats_path, {"step": step, **figures, "time": time.time()})
 
 
 def drop_after(run: RunFolder, step: int, attempt: int) -> int:
-    """Move lines of steps after `step` to the attempt's folder, so that metrics.jsonl has each step once; how many.
+    """Move lines of steps after `step` in metrics, validation and stats.jsonl to the attempt's folder; how many.
+
+    Raises OSError.
+    """
+    folder = run.attempt_dir(attempt)
+    paths = (run.metrics_path, run.validation_path, run.stats_path)
+    return sum(drop_lines_after(path, step, folder / f"superseded_{path.name}") for path in paths)
+
+
+def drop_lines_after(path: Path, step: int, superseded: Path) -> int:
+    """Move the lines of steps after `step` from the end of `path` to the end of `superseded`; how many.
 
     Half a line left by a kill goes too. Only the end of the file is read, and cut off. Raises OSError.
     """
     try:
-        size = run.metrics_path.stat().st_size
+        size = path.stat().st_size
     except FileNotFoundError:
         return 0
     block = 1 << 20
     while True:
         start = max(0, size - block)
-        with open(run.metrics_path, "rb") as f:
+        with open(path, "rb") as f:
             f.seek(start)
             if start:
                 f.readline()  # the rest of a line that began before
@@ -104,23 +128,17 @@ def drop_after(run: RunFolder, step: int, attempt: int) -> int:
         kept -= 1
     dropped = [line.decode(errors="replace").rstrip("\n") for line in lines[kept:]]
     if dropped:
-        folder = run.attempt_dir(attempt)
-        folder.mkdir(parents=True, exist_ok=True)
-        _append(folder / SUPERSEDED, dropped)
-        os.truncate(run.metrics_path, begin + sum(len(line) for line in lines[:kept]))
+        superseded.parent.mkdir(parents=True, exist_ok=True)
+        _append(superseded, dropped)
+        os.truncate(path, begin + sum(len(line) for line in lines[:kept]))
     return len(dropped)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words for people: 42 s, 3 min, 5 h 10 min, 12 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        append_json_line(path, dict(record))
+    except OSError as error:  # a full disk must not end training
+        print(f"could not write step {record['step']} to {path}: {error}", flush=True)
 
 
 def _append(path: Path, lines: list[str]) -> None:

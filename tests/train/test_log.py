@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from harness.run.folder import RunFolder
-from harness.train.log import StepLog, drop_after, duration
+from harness.train.log import StepLog, drop_after, drop_lines_after, write_stats, write_validation
 
 
 @pytest.fixture
@@ -14,10 +14,11 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def log_steps(log: StepLog, first: int, last: int, **changes: float) -> None:
-    values = {"loss": 0.1 + 0.2, "grad_norm": 1 / 3, "lr": 1e-4, "seconds": 2.0, "data_wait": 0.5, "skipped": False}
+def log_steps(log: StepLog, first: int, last: int, **changes: object) -> None:
+    """Steps of 100 tokens, one each 2.5 s."""
+    values = {"loss": 0.1 + 0.2, "grad_norm": 1 / 3, "lr": 1e-4, "seconds": 2.0, "data_wait": 0.5, "skipped": None}
     for step in range(first, last + 1):
-        log.step_done(step, tokens=step * 100, step_tokens=100, **{**values, **changes})  # type: ignore[arg-type]
+        log.step_done(step, tokens=step * 100, step_tokens=100, **{"now": 2.5 * step, **values, **changes})  # type: ignore[arg-type]
 
 
 def test_one_object_per_logged_step_with_full_precision(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,14 +32,42 @@ def test_one_object_per_logged_step_with_full_precision(run: RunFolder, capsys: 
     }  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3 and printed[0].startswith("step 3/7  loss 0.3000  ")
-    assert "tokens/s" in printed[0] and "lr 1.00e-04" in printed[0] and "left" in printed[0]
+    assert "lr 1.00e-04" in printed[0]
 
 
-def test_json_stays_json_without_a_number(run: RunFolder) -> None:
-    log_steps(StepLog(run, 9, 1), 1, 1, loss=float("nan"), grad_norm=float("inf"), skipped=True)
+def test_rates_follow_the_times_that_are_given(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    log_steps(StepLog(run, steps=100, log_every=2), 1, 4)
+    first, second = run.metrics()
+    assert first["tokens_per_second"] == pytest.approx(200 / 4.5)  # the first step began its 2 s before it was done
+    assert second["tokens_per_second"] == pytest.approx(200 / 5.0)
+    printed = capsys.readouterr().out.splitlines()
+    assert "  40 tokens/s  " in printed[1] and printed[1].endswith("  4 min 0 s left")  # 96 steps of 2.5 s
+
+
+def test_json_stays_json_without_a_number(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    log_steps(StepLog(run, 9, 1), 1, 1, loss=float("nan"), grad_norm=float("inf"), skipped="not finite")
     line = run.metrics_path.read_text()
     record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert record["loss"] is None and record["grad_norm"] is None and record["skipped"] is True
+    assert record["loss"] is None and record["grad_norm"] is None and record["skipped"] == "not finite"
+    assert capsys.readouterr().out.rstrip().endswith("left  SKIPPED: not finite")
+    write_validation(run, 1, tokens=100, loss=float("nan"))
+    write_stats(run, 1, {"grad_norm/layers": float("inf"), "logits/max": 2.5})
+    assert (
+        '"loss": null' in run.validation_path.read_text() and '"grad_norm/layers": null' in run.stats_path.read_text()
+    )
+
+
+def test_validations_and_statistics_have_their_files(run: RunFolder) -> None:
+    write_validation(run, 5, tokens=500, loss=0.1 + 0.2)
+    write_validation(run, 10, tokens=1000, loss=2.0)
+    assert [(line["step"], line["tokens"], line["loss"]) for line in run.validations()] == [
+        (5, 500, 0.1 + 0.2),
+        (10, 1000, 2.0),
+    ]
+    assert run.validations()[0].keys() == {"step", "tokens", "loss", "time"}
+    write_stats(run, 5, {"logits/max": 2.5})
+    stats = json.loads(run.stats_path.read_text())
+    assert (stats["step"], stats["logits/max"]) == (5, 2.5) and stats["time"] > 1e9
 
 
 def test_a_disk_that_takes_no_line_does_not_end_training(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,13 +90,26 @@ def test_lines_after_the_checkpoint_move_to_the_attempt(run: RunFolder) -> None:
     assert drop_after(run, 4, attempt=3) == 0 and not run.attempt_dir(3).exists()
 
 
+def test_every_record_of_a_step_that_is_done_again_moves(run: RunFolder) -> None:
+    log_steps(StepLog(run, 9, 1), 1, 6)
+    for step in (2, 4, 6):
+        write_validation(run, step, tokens=step, loss=1.0)
+        write_stats(run, step, {"logits/max": 1.0})
+    assert drop_after(run, 3, attempt=1) == 3 + 2 + 2
+    assert [line["step"] for line in run.validations()] == [2]
+    folder = run.attempt_dir(1)
+    for name in ("validation", "stats"):
+        moved = (folder / f"superseded_{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in moved] == [4, 6]
+
+
+def test_only_the_end_of_a_long_file_moves(tmp_path: Path) -> None:
+    path, superseded = tmp_path / "long.jsonl", tmp_path / "deep" / "superseded.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "pad": "{"x" * 1000}"}}\n' for step in range(1, 4001)))
+    assert drop_lines_after(path, 1500, superseded) == 2500  # more than one block
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 1501))
+    assert [json.loads(line)["step"] for line in superseded.read_text().splitlines()] == list(range(1501, 4001))
+
+
 def test_nothing_to_drop_in_a_new_run(run: RunFolder) -> None:
     assert drop_after(run, 0, attempt=0) == 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4.4, "4 s"), (99, "99 s"), (150, "2 min"), (5 * 3600 + 600, "5 h 10 min"), (12.2 * 86400, "12 d 4 h")],
-)
-def test_durations_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
