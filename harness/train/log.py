@@ -93,18 +93,8 @@ def write_stats(run: RunFolder, step: int, stats: Mapping[str, float]) -> None:
     _write(run.stats_path, {"step": step, **figures, "time": time.time()})
 
 
-def drop_after(run: RunFolder, step: int, attempt: int) -> int:
-    """Move lines of steps after `step` in metrics, validation and stats.jsonl to the attempt's folder; how many.
-
-    Raises OSError.
-    """
-    folder = run.attempt_dir(attempt)
-    paths = (run.metrics_path, run.validation_path, run.stats_path)
-    return sum(drop_lines_after(path, step, folder / f"superseded_{path.name}") for path in paths)
-
-
-def drop_lines_after(path: Path, step: int, superseded: Path) -> int:
-    """Move the lines of steps after `step` from the end of `path` to the end of `superseded`; how many.
+def drop_after(path: Path, step: int, folder: Path) -> int:
+    """Move the lines of steps after `step` from the end of `path` to superseded_NAME in `folder`; how many.
 
     Half a line left by a kill goes too. Only the end of the file is read, and cut off. Raises OSError.
     """
@@ -128,8 +118,8 @@ def drop_lines_after(path: Path, step: int, superseded: Path) -> int:
         kept -= 1
     dropped = [line.decode(errors="replace").rstrip("\n") for line in lines[kept:]]
     if dropped:
-        superseded.parent.mkdir(parents=True, exist_ok=True)
-        _append(superseded, dropped)
+        folder.mkdir(parents=True, exist_ok=True)
+        _append(folder / f"superseded_{path.name}", dropped)
         os.truncate(path, begin + sum(len(line) for line in lines[:kept]))
     return len(dropped)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from harness.run.folder import RunFolder
-from harness.train.log import StepLog, drop_after, drop_lines_after, write_stats, write_validation
+from harness.train.log import StepLog, drop_after, write_stats, write_validation
 
 
 @pytest.fixture
@@ -80,36 +80,34 @@ def test_lines_after_the_checkpoint_move_to_the_attempt(run: RunFolder) -> None:
     log_steps(StepLog(run, 9, 1), 1, 6)
     with run.metrics_path.open("a") as f:
         f.write('{"step": 7, "los')  # killed inside a line
-    assert drop_after(run, 4, attempt=2) == 3
+    assert drop_after(run.metrics_path, 4, run.attempt_dir(2)) == 3
     assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
     moved = (run.attempt_dir(2) / "superseded_metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in moved[:2]] == [5, 6] and moved[2] == '{"step": 7, "los'
     log_steps(StepLog(run, 9, 1), 5, 5)
-    assert drop_after(run, 4, attempt=2) == 1
+    assert drop_after(run.metrics_path, 4, run.attempt_dir(2)) == 1
     assert len((run.attempt_dir(2) / "superseded_metrics.jsonl").read_text().splitlines()) == 4
-    assert drop_after(run, 4, attempt=3) == 0 and not run.attempt_dir(3).exists()
+    assert drop_after(run.metrics_path, 4, run.attempt_dir(3)) == 0 and not run.attempt_dir(3).exists()
 
 
 def test_every_record_of_a_step_that_is_done_again_moves(run: RunFolder) -> None:
-    log_steps(StepLog(run, 9, 1), 1, 6)
     for step in (2, 4, 6):
         write_validation(run, step, tokens=step, loss=1.0)
         write_stats(run, step, {"logits/max": 1.0})
-    assert drop_after(run, 3, attempt=1) == 3 + 2 + 2
-    assert [line["step"] for line in run.validations()] == [2]
-    folder = run.attempt_dir(1)
-    for name in ("validation", "stats"):
-        moved = (folder / f"superseded_{name}.jsonl").read_text().splitlines()
+    for path in (run.validation_path, run.stats_path):
+        assert drop_after(path, 3, run.attempt_dir(1)) == 2
+        moved = (run.attempt_dir(1) / f"superseded_{path.name}").read_text().splitlines()
         assert [json.loads(line)["step"] for line in moved] == [4, 6]
+    assert [line["step"] for line in run.validations()] == [2]
 
 
 def test_only_the_end_of_a_long_file_moves(tmp_path: Path) -> None:
-    path, superseded = tmp_path / "long.jsonl", tmp_path / "deep" / "superseded.jsonl"
+    path, superseded = tmp_path / "long.jsonl", tmp_path / "attempts" / "superseded_long.jsonl"
     path.write_text("".join(f'{{"step": {step}, "pad": "{"x" * 1000}"}}\n' for step in range(1, 4001)))
-    assert drop_lines_after(path, 1500, superseded) == 2500  # more than one block
+    assert drop_after(path, 1500, superseded.parent) == 2500  # more than one block
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 1501))
     assert [json.loads(line)["step"] for line in superseded.read_text().splitlines()] == list(range(1501, 4001))
 
 
 def test_nothing_to_drop_in_a_new_run(run: RunFolder) -> None:
-    assert drop_after(run, 0, attempt=0) == 0
+    assert drop_after(run.metrics_path, 0, run.attempt_dir(0)) == 0
