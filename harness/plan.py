@@ -5,13 +5,10 @@ import time
 from dataclasses import dataclass, field
 
 from harness.config.layout import layout
-from harness.config.schema import ActivationCheckpoint, Precision, RootConfig
-from harness.model.family import FLOPS_FORMULA, MAX_LOGITS, flops_per_token, parameters
+from harness.config.schema import ActivationCheckpoint, RootConfig
+from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
+from harness.model.memory import FP32, choose, memory_parts
 from harness.text import bytes_text, count_text, duration_text
-
-FP32, BF16 = 4, 2
-CHECKPOINT_BYTES_PER_PARAMETER = 3 * FP32
-"""Master weight and the two AdamW moments."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,8 @@ class Plan:
     memory_per_gpu_bytes: int
     """An estimate for one rank; without a GPU, of main memory."""
     memory_parts_bytes: dict[str, int]
+    activation_checkpoint: str
+    """`auto`: the run decides when it sees its GPU, and the estimate above is without recomputation."""
     checkpoint_bytes: int
     checkpoints_kept_bytes: int | None
     expected_tokens_per_second: float | None
@@ -59,8 +58,8 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
     gpus = config.cluster.nodes * config.cluster.gpus_per_node
     left = max(0, config.train.steps - done_steps) * shape.tokens_per_step
     seconds = left / rate if rate else None
-    parts = memory_parts(config)
-    checkpoint = count.total * CHECKPOINT_BYTES_PER_PARAMETER
+    parts = _memory_parts(config)
+    checkpoint = checkpoint_bytes(config)
     keep = config.checkpoint.keep
     return Plan(
         run=config.run.name,
@@ -74,10 +73,11 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
         nodes=config.cluster.nodes,
         ranks=shape.world_size,
         gpus=gpus,
-        parallel={"dp_replicate": shape.dp_replicate, "dp_shard": shape.dp_shard, "tp": shape.tp},
+        parallel=shape.parallel,
         accumulation_steps=shape.accumulation_steps,
         memory_per_gpu_bytes=sum(parts.values()),
         memory_parts_bytes=parts,
+        activation_checkpoint=config.train.activation_checkpoint.value if gpus else ActivationCheckpoint.none.value,
         checkpoint_bytes=checkpoint,
         checkpoints_kept_bytes=None if keep is None else checkpoint * (keep + 1),
         expected_tokens_per_second=rate,
@@ -85,45 +85,29 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
         hours=seconds / 3600 if seconds is not None else None,
         gpu_hours=seconds / 3600 * gpus if seconds is not None and gpus else None,
         arrival=time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds)) if seconds is not None else None,
+        warnings=list(shape.remarks),
     )
 
 
-def memory_parts(config: RootConfig) -> dict[str, int]:
-    """Estimated bytes of one rank by part.
+def checkpoint_bytes(config: RootConfig) -> int:
+    """Size of one checkpoint: the master weights, the optimizer's moments of them, and their moving average if there is one."""
+    count = parameters(config.model)
+    values = 3 * count.total
+    if config.optim.name == "muon":
+        values -= config.model.num_hidden_layers * count.layer_matrices  # one moment of these instead of two
+    if config.optim.ema_decay is not None:
+        values += count.total
+    return values * FP32
 
-    Master weights, gradients and moments are fp32 and divided over dp_shard and tp (embeddings over dp_shard only).
-    Activations count what the backward pass of one micro batch keeps, in the compute precision.
-    """
-    shape, model = layout(config), config.model
-    count = parameters(model)
-    local = count.embedding + count.non_embedding // shape.tp
-    sharded = local // shape.dp_shard
-    width = FP32 if config.train.precision is Precision.fp32 or not config.cluster.gpus_per_node else BF16
-    layer = count.non_embedding // shape.tp // model.num_hidden_layers
-    gathered = (
-        0 if shape.dp_replicate * shape.dp_shard == 1 and width == FP32 else (count.embedding + 2 * layer) * width
+
+def _memory_parts(config: RootConfig) -> dict[str, int]:
+    """The estimate for what the config says, and without recomputation where that waits for the GPU."""
+    first = choose(config, gpu_bytes=None)
+    return memory_parts(
+        config,
+        activation_checkpoint=first.activation_checkpoint,
+        reshard_after_forward=first.reshard_after_forward,
     )
-    tokens = config.train.micro_batch_size * config.data.seq_len
-    return {
-        "weights": sharded * FP32,
-        "gradients": sharded * FP32,
-        "optimizer": 2 * sharded * FP32,
-        "gathered_weights": gathered,
-        "activations": _activation_values_per_token(config) * tokens * width,
-        "logits": min(tokens * model.vocab_size, MAX_LOGITS) * (FP32 + width),
-    }
-
-
-def _activation_values_per_token(config: RootConfig) -> int:
-    """Values kept per token: per layer its inputs and those of each matrix product, or with full activation
-    checkpointing the layer's input alone, plus one layer while it is recomputed."""
-    model, tp = config.model, config.parallel.tp
-    head = model.head_dim or model.hidden_size // model.num_attention_heads
-    attention = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * head
-    layer = 4 * model.hidden_size + (attention + 3 * model.intermediate_size) // tp
-    if config.train.activation_checkpoint is ActivationCheckpoint.full:
-        return model.num_hidden_layers * model.hidden_size + layer
-    return model.num_hidden_layers * layer
 
 
 def plan_as_dict(plan: Plan) -> dict[str, object]:
@@ -140,11 +124,14 @@ def render_plan(plan: Plan) -> str:
     memory = ", ".join(
         f"{name.replace('_', ' ')} {bytes_text(size)}" for name, size in plan.memory_parts_bytes.items() if size
     )
+    recompute = ""
+    if plan.activation_checkpoint == ActivationCheckpoint.auto:
+        recompute = "; less with recomputation, which is chosen on the GPU at start"
     rows = [
         ("model", f"{count_text(plan.parameters)} parameters ({plan.parameters:,}; {count_text(plan.parameters_non_embedding)} without embeddings)"),
         ("tokens", f"{count_text(plan.tokens_per_step)} a step x {plan.steps:,} steps = {count_text(plan.tokens_total)}"),
         ("layout", f"{where}: {layers}, {plan.accumulation_steps} micro batch{'es' * (plan.accumulation_steps > 1)} a step"),
-        ("memory", f"about {bytes_text(plan.memory_per_gpu_bytes)} per {'GPU' if plan.gpus else 'rank'}: {memory}"),
+        ("memory", f"about {bytes_text(plan.memory_per_gpu_bytes)} per {'GPU' if plan.gpus else 'rank'}: {memory}{recompute}"),
         ("checkpoint", bytes_text(plan.checkpoint_bytes) + (f"; up to {bytes_text(plan.checkpoints_kept_bytes)} on disk" if plan.checkpoints_kept_bytes else "")),
         ("speed", _speed(plan)),
         ("time", _time(plan)),

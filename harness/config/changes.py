@@ -24,7 +24,9 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, An
     """Key -> (old value, new value) of every leaf that differs."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = [*before, *(key for key in after if key not in before)]
-    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+    pairs = {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+    # an empty list or dict that has got its first entry, or lost its last one: the entries themselves say so
+    return {key: pair for key, pair in pairs.items() if not (None in pair and ([] in pair or {} in pair))}
 
 
 def refused(differences: dict[str, tuple[Any, Any]]) -> list[str]:

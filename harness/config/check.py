@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 
+from harness.config.check_parallel import check_parallel
+from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
-from harness.config.schema import ClusterKind, Precision, RootConfig
-from harness.model.family import MODEL_TYPES, tensor_parallel_problems
+from harness.config.schema import ClusterKind, RootConfig
+from harness.model.family import MODEL_TYPES
 
 TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
 
@@ -16,9 +18,9 @@ def check(config: RootConfig) -> list[str]:
         *_check_ranges(config),
         *_check_cluster(config),
         *_check_model(config),
-        *_check_parallel(config),
+        *check_parallel(config),
         *_check_data(config),
-        *_check_schedule(config),
+        *check_training(config),
     ]
 
 
@@ -41,18 +43,21 @@ def time_limit_minutes(text: str) -> int:
 def _check_ranges(config: RootConfig) -> Iterator[str]:
     at_least_one = {
         "cluster.nodes": config.cluster.nodes,
+        "cluster.ranks_per_node": ranks_per_node(config),
         "cluster.max_restarts_without_progress": config.cluster.max_restarts_without_progress,
         "train.steps": config.train.steps,
         "train.micro_batch_size": config.train.micro_batch_size,
         "train.global_batch_size": config.train.global_batch_size,
         "train.log_every": config.train.log_every,
         "train.max_nonfinite": config.train.max_nonfinite,
+        "train.eval_sequences": config.train.eval_sequences,
         "data.seq_len": config.data.seq_len,
         "data.read_ahead_batches": config.data.read_ahead_batches,
         "data.read_threads": config.data.read_threads,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": 1 if config.checkpoint.keep is None else config.checkpoint.keep,
         "model.hidden_size": config.model.hidden_size,
+        "model.intermediate_size": config.model.intermediate_size,
         "model.num_hidden_layers": config.model.num_hidden_layers,
         "model.num_attention_heads": config.model.num_attention_heads,
         "model.num_key_value_heads": config.model.num_key_value_heads,
@@ -65,14 +70,19 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "cluster.gpus_per_node": config.cluster.gpus_per_node,
         "optim.lr": config.optim.lr,
         "optim.weight_decay": config.optim.weight_decay,
+        "optim.eps": config.optim.eps,
         "optim.clip_grad_norm": config.optim.clip_grad_norm,
+        "train.z_loss": config.train.z_loss,
+        "train.stats_every": config.train.stats_every,
+        "train.eval_every": config.train.eval_every,
+        "train.early_stop_evals": config.train.early_stop_evals,
         "schedule.warmup_steps": config.schedule.warmup_steps,
         "monitor.port": config.monitor.port,
         "monitor.canary_seconds": config.monitor.canary_seconds,
     }
     for key, number in not_negative.items():
-        if number < 0:
-            yield f"{key}={number}: must not be negative"
+        if not 0 <= number < float("inf"):
+            yield f"{key}={number}: must be finite and not negative"
     if config.monitor.port > 65535:
         yield f"monitor.port={config.monitor.port}: ports end at 65535; 0 takes any free one"
     if config.data.read_threads > 64:
@@ -158,42 +168,6 @@ def _check_model(config: RootConfig) -> Iterator[str]:
         )
 
 
-def _check_parallel(config: RootConfig) -> Iterator[str]:
-    parallel, train = config.parallel, config.train
-    world = config.cluster.nodes * ranks_per_node(config)
-    for name in ("cp", "pp"):
-        if getattr(parallel, name) != 1:
-            yield f"parallel.{name}={getattr(parallel, name)}: not supported yet; set 1"
-    if train.precision is Precision.fp8:
-        yield "train.precision=fp8: not supported yet; set bf16"
-    if parallel.dp_replicate < 1 or parallel.tp < 1 or (parallel.dp_shard < 1 and parallel.dp_shard != -1):
-        yield (
-            f"parallel: dp_replicate={parallel.dp_replicate}, dp_shard={parallel.dp_shard}, tp={parallel.tp}: "
-            "each at least 1; dp_shard=-1 takes all that is left"
-        )
-        return
-    yield from tensor_parallel_problems(config.model, parallel.tp)
-    if ranks_per_node(config) % parallel.tp:
-        yield f"parallel.tp={parallel.tp}: must divide the {ranks_per_node(config)} ranks of a node"
-    others = parallel.dp_replicate * parallel.tp
-    shard = world // others if parallel.dp_shard == -1 else parallel.dp_shard
-    if shard * others != world:
-        yield (
-            f"parallel: dp_replicate={parallel.dp_replicate} x dp_shard={parallel.dp_shard} x tp={parallel.tp} does not "
-            f"make the {world} ranks of {config.cluster.nodes} nodes x {ranks_per_node(config)}; "
-            "set dp_shard=-1, or change cluster.nodes"
-        )
-        return
-    samples = train.micro_batch_size * parallel.dp_replicate * shard
-    if samples > 0 and train.global_batch_size % samples:
-        lower = max(samples, train.global_batch_size // samples * samples)
-        yield (
-            f"train.global_batch_size={train.global_batch_size}: must be a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {parallel.dp_replicate * shard} data-parallel ranks = {samples}; "
-            f"nearest: {lower} or {lower + samples}"
-        )
-
-
 def _check_data(config: RootConfig) -> Iterator[str]:
     data = config.data
     if data.stage_to is not None:
@@ -223,23 +197,3 @@ def _check_data(config: RootConfig) -> Iterator[str]:
     used = {source for stage in data.stages for source, weight in stage.weights.items() if weight > 0}
     for source in sorted(set(data.sources) - used):
         yield f"data.sources.{source} has no weight in any stage: add one, or remove the source with ~data.sources.{source}"
-
-
-def _check_schedule(config: RootConfig) -> Iterator[str]:
-    schedule, optim = config.schedule, config.optim
-    if optim.name != "adamw":
-        yield f"optim.name={optim.name}: choose adamw"
-    if schedule.name not in ("wsd", "cosine"):
-        yield f"schedule.name={schedule.name}: choose wsd or cosine"
-    if not 0 <= schedule.final_lr_ratio <= 1:
-        yield f"schedule.final_lr_ratio={schedule.final_lr_ratio}: a share of the peak, between 0 and 1"
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        yield f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1"
-    decay = schedule.decay_steps
-    if decay is not None and decay < 0:
-        yield f"schedule.decay_steps={decay}: must not be negative"
-    if schedule.warmup_steps + (decay or 0) > config.train.steps:
-        yield (
-            f"schedule.warmup_steps={schedule.warmup_steps} + schedule.decay_steps={decay or 0} exceed "
-            f"train.steps={config.train.steps}"
-        )

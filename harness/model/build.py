@@ -13,7 +13,9 @@ def transformers_config(model: ModelConfig) -> PretrainedConfig:
     """The config object of `model.model_type`. Raises ValueError for a type or a combination that is not supported."""
     if model.model_type not in MODEL_TYPES:
         raise ValueError(f"model.model_type={model.model_type}: choose one of {', '.join(MODEL_TYPES)}")
-    extra: dict[str, Any] = {} if model.model_type == "qwen3" else {"mlp_bias": False}
+    extra: dict[str, Any] = {"mlp_bias": False} if model.model_type in ("smollm3", "llama") else {}
+    if model.model_type == "mistral":
+        extra["sliding_window"] = None  # attention reaches back to the start of the document, as in Mistral since v0.2
     if model.model_type == "smollm3":
         every = model.no_rope_layer_interval
         # transformers' meaning: 1 = the layer has rotary positions, 0 = it has none
