@@ -9,13 +9,13 @@ import numpy as np
 
 from harness.config.schema import DataConfig
 from harness.data.errors import DataError
+from harness.data.held_out import in_both, too_few
 from harness.data.token_files import (
     DTYPES,
     HEADER_THREADS,
     TokenFile,
     TokenSource,
     inspect_source,
-    source_key,
     window_problems,
 )
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
@@ -27,14 +27,17 @@ SAMPLED_DOCUMENTS = 16
 """Document ends looked at per source to see whether the end-of-document token stands there."""
 
 
-def check_sources(data: DataConfig, vocab_size: int) -> list[str]:
-    """Every problem with the sources of `data`, one sentence each; empty: the run can read them.
+def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) -> list[str]:
+    """Every problem with `data.sources` and `data.validation`, one sentence each; empty: the run can read them.
 
     Reads headers and a few blocks of each source: token ids that do not fit `vocab_size`, an end-of-document token that
-    never stands at the end of a document, a tokenizer larger than the model's vocabulary, sources tokenised differently.
+    never stands at the end of a document, a tokenizer larger than the model's vocabulary, sources tokenised differently,
+    held-out files that are trained on or hold less than `eval_sequences`.
     """
-    with ThreadPoolExecutor(max(1, min(HEADER_THREADS, len(data.sources)))) as pool:
-        inspected = list(pool.map(lambda item: inspect_source(item[0], item[1].path), data.sources.items()))
+    listing = [("sources", *item) for item in data.sources.items()]
+    listing += [("validation", *item) for item in data.validation.items()]
+    with ThreadPoolExecutor(max(1, min(HEADER_THREADS, len(listing)))) as pool:
+        inspected = list(pool.map(lambda item: inspect_source(item[1], item[2].path, item[0]), listing))
         problems = [problem for _, found in inspected for problem in found]
         sound = [source for source, found in inspected if source and not found]
         problems += [problem for source in sound for problem in window_problems(source, data.seq_len)]
@@ -45,6 +48,7 @@ def check_sources(data: DataConfig, vocab_size: int) -> list[str]:
             eos, problems = None, [*problems, str(error)]
         for found in pool.map(lambda source: _content_problems(source, vocab_size, eos), sound):
             problems += found
+    problems += _held_out_problems(data, sound, eval_sequences)
     return list(dict.fromkeys(problems))
 
 
@@ -97,16 +101,41 @@ def _tokenizer_problems(data: DataConfig, sources: list[TokenSource], vocab_size
             )
     kinds = {fact.identity: str(fact.path) for fact in facts.values()}
     if len(kinds) > 1:
+        groups = dict.fromkeys(f"data.{source.group}" for source in sources)
         problems.append(
-            f"data.sources were tokenised with different tokenizers ({', '.join(kinds.values())}): the same id would mean "
-            "different text. Prepare all of them with one (--tokenizer)."
+            f"{' and '.join(groups)} were tokenised with different tokenizers ({', '.join(kinds.values())}): the same id "
+            "would mean different text. Prepare all of them with one (--tokenizer)."
         )
+    return problems
+
+
+def _held_out_problems(data: DataConfig, sound: list[TokenSource], eval_sequences: int) -> list[str]:
+    """Held-out files that are trained on, under whatever name or link, and too few of them."""
+    held_out = [source for source in sound if source.group == "validation"]
+    if not held_out:
+        return []
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+
+        def inodes(source: TokenSource) -> list[tuple[int, int]]:
+            stats = pool.map(lambda file: file.path.stat(), source.files)
+            return [(stat.st_dev, stat.st_ino) for stat in stats]
+
+        try:
+            owners = {inode: source.name for source in sound if source.group == "sources" for inode in inodes(source)}
+            shared = [
+                (source.name, owners[inode]) for source in held_out for inode in inodes(source) if inode in owners
+            ]
+        except OSError as error:
+            return [f"data.validation: {error.filename} cannot be read: {error.strerror}"]
+    problems = [in_both(one, data.validation[one].path, other, data.sources[other].path) for one, other in shared]
+    if len(held_out) == len(data.validation) and (problem := too_few(held_out, data.seq_len, eval_sequences)):
+        problems.append(problem)
     return problems
 
 
 def _content_problems(source: TokenSource, vocab_size: int, eos: int | None) -> list[str]:
     """Looks into a few blocks and at a few document ends of one source."""
-    key = source_key(source.name, source.path)
+    key = source.key
     spread = np.linspace(0, len(source.files) - 1, SAMPLED_BLOCKS).round().astype(int)
     try:
         for turn, number in enumerate(spread):

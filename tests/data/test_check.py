@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.schema import DataConfig
+from harness.config.schema import DataConfig, SourceConfig
 from harness.data.check import check_sources, find_tokenizer, resolve_eos
 from harness.data.errors import DataError
 from harness.data.token_files import open_source
@@ -83,6 +83,36 @@ def test_sources_of_different_tokenizers(tmp_path: Path, prepared: Path) -> None
     assert any("different tokenizers" in problem for problem in check_sources(data, 500))
 
 
+def test_held_out_files_are_looked_at_too(tmp_path: Path, prepared: Path) -> None:
+    write_token_file(tmp_path / "held", [[5, 6, 7, 99, 0]] * 40, tokenizer=None)
+    data = data_config({"web": prepared}, seq_len=16)
+    data.validation = {"gone": SourceConfig(path=str(tmp_path / "gone")), "held": SourceConfig(str(tmp_path / "held"))}
+    problems = check_sources(data, 500)
+    assert len(problems) == 1 and problems[0].startswith(f"data.validation.gone.path={tmp_path}/gone does not exist")
+    del data.validation["gone"]
+    assert check_sources(data, 500, eval_sequences=12) == []
+    (problem,) = check_sources(data, 500, eval_sequences=13)
+    assert problem.startswith(
+        "train.eval_sequences=13: data.validation holds 12 sequences of data.seq_len=16 (held 12)"
+    )
+    write_token_file(tmp_path / "held", [[5, 6, 7, 999, 0]] * 40, tokenizer=None)
+    (problem,) = check_sources(data, 500)
+    assert problem.startswith(f"data.validation.held.path={tmp_path}/held: ") and "holds token 999" in problem
+
+
+def test_held_out_files_that_are_trained_on(tmp_path: Path, prepared: Path) -> None:
+    first = min(prepared.glob("*.ds"))
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "link.ds").symlink_to(first)
+    for path in (prepared, first, tmp_path / "held"):  # the folder, a file in it, a link to that
+        data = data_config({"web": prepared}, seq_len=16)
+        data.validation = {"held": SourceConfig(path=str(path))}
+        problems = check_sources(data, 500)
+        assert len(problems) == 1, problems
+        assert problems[0].startswith(f"data.validation.held.path={path}: the run trains on these files")
+        assert f"data.sources.web.path={prepared}" in problems[0]
+
+
 def test_checks_need_no_heavy_library(prepared: Path) -> None:
     program = f"""
 import sys
@@ -90,7 +120,7 @@ from harness.config.schema import DataConfig, SourceConfig, StageConfig
 from harness.data.check import check_sources
 from harness.data.order import SampleOrder, repeats
 from harness.data.token_files import open_sources
-import harness.data.loader, harness.data.corpus, harness.data.__main__
+import harness.data.loader, harness.data.corpus, harness.data.__main__, harness.data.held_out, harness.data.skips
 data = DataConfig(seq_len=64, sources={{"web": SourceConfig({str(prepared)!r})}}, stages=[StageConfig(weights={{"web": 1}})])
 assert check_sources(data, 500) == []
 sources = open_sources([("web", {str(prepared)!r})], 64)
