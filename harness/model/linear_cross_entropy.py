@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """Target of a token that has no loss."""
@@ -93,8 +92,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, statistics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # by create_graph=True
+            raise RuntimeError("linear_cross_entropy has no second derivative: use torch.nn.functional.cross_entropy")
         scaled = (
             None if saved is None else _scaled(saved, gradient, dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
