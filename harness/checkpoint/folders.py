@@ -3,6 +3,7 @@
 checkpoints/step-00002000/             complete: it got this name after everything in it was on disk
 checkpoints/.step-00002000.003.tmp/    being written by attempt 3, or left by a kill
 checkpoints/latest                     name of the newest complete one
+checkpoints/abandoned/attempt-003/     complete ones that attempt 3 went back behind; nothing reads them
 """
 
 import os
@@ -15,6 +16,7 @@ from harness.run.files import fsync_folder, write_atomic
 COMPLETE = re.compile(r"step-(\d{8,})")
 UNFINISHED = re.compile(r"\.step-\d{8,}\.[\w-]+\.tmp")
 LATEST = "latest"
+ABANDONED = "abandoned"
 
 
 def complete_path(checkpoints: Path, step: int) -> Path:
@@ -43,7 +45,7 @@ def publish(unfinished: Path, checkpoints: Path, step: int) -> Path:
         _remove(final)
     os.rename(unfinished, final)
     fsync_folder(checkpoints)
-    write_atomic(checkpoints / LATEST, final.name + "\n")
+    _point_latest(checkpoints, step)
     return final
 
 
@@ -60,6 +62,25 @@ def prune(checkpoints: Path, newest: int, keep: int | None) -> list[int]:
     return gone
 
 
+def abandon(checkpoints: Path, steps: list[int], attempt: int, newest: int) -> Path:
+    """Move complete checkpoints out of the run's way, after which `newest` is its newest; the folder that holds them.
+
+    Raises OSError."""
+    folder = checkpoints / ABANDONED / f"attempt-{attempt:03d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        source = complete_path(checkpoints, step)
+        target, number = folder / source.name, 1
+        while target.exists():  # the same attempt went back before
+            number += 1
+            target = folder / f"{source.name}.{number}"
+        os.rename(source, target)
+    fsync_folder(folder)
+    fsync_folder(checkpoints)
+    _point_latest(checkpoints, newest)
+    return folder
+
+
 def remove_unfinished(checkpoints: Path) -> list[str]:
     """Remove what killed saves and removals have left. Only for the newest attempt, before it saves anything itself."""
     if not checkpoints.is_dir():
@@ -68,6 +89,10 @@ def remove_unfinished(checkpoints: Path) -> list[str]:
     for name in names:
         shutil.rmtree(checkpoints / name, ignore_errors=True)
     return names
+
+
+def _point_latest(checkpoints: Path, step: int) -> None:
+    write_atomic(checkpoints / LATEST, complete_path(checkpoints, step).name + "\n")
 
 
 def _remove(folder: Path) -> None:

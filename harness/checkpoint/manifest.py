@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import RootConfig
+from harness.data.errors import DataError
+from harness.data.skips import Range, Skips
 from harness.run.files import read_json, write_json
 
 NAME = "manifest.json"
@@ -42,6 +44,8 @@ class Manifest:
     torch: str
     time: float
     """Unix time at which it was complete."""
+    skips: tuple[Range, ...] = ()
+    """Ranges of batches that were left out so far, see `harness.data.skips`; older checkpoints do not say, and left out none."""
     format: int = FORMAT
 
     @property
@@ -66,8 +70,9 @@ class Manifest:
             if found["format"] != FORMAT:
                 raise CorruptCheckpoint(f"{NAME} has format {found['format']}, this version reads {FORMAT}")
             files = tuple(FileRecord(str(f["name"]), int(f["size"]), int(f["crc32"])) for f in found.pop("files"))
-            return cls(files=files, **found)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            skips = Skips(found.pop("skips", ())).ranges
+            return cls(files=files, skips=skips, **found)
+        except (TypeError, KeyError, AttributeError, ValueError, DataError) as error:
             raise CorruptCheckpoint(f"{NAME} is not complete: {error!r}") from error
 
 

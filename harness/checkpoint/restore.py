@@ -10,11 +10,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from tqdm import tqdm
 
-from harness.checkpoint import folders
+from harness.checkpoint import folders, rewind
 from harness.checkpoint.manifest import CorruptCheckpoint, Manifest, check_file, check_sizes, differences
 from harness.checkpoint.reports import Reports
 from harness.checkpoint.state import State
 from harness.checkpoint.storage import TensorPlanner, TensorReader, read_metadata
+from harness.data.skips import NO_SKIPS, Skips
 from harness.run.folder import RunFolder
 
 
@@ -30,16 +31,21 @@ def restore(
     verify: bool,
     group: dist.ProcessGroup,
     reports: Reports,
+    skips: Skips = NO_SKIPS,
 ) -> Manifest | None:
-    """Read the newest valid checkpoint into `state`'s tensors; its manifest, or None where the run has no checkpoint.
+    """Read the newest valid checkpoint that has left out the batches that `skips` says into `state`'s tensors.
 
-    Called by all ranks. Corrupt checkpoints are passed over, with an event each. Raises CannotResume where none is left,
-    or where the newest valid one is of another model or data order. After an exception `state` may be half read.
+    Returns its manifest, or None where the run has no checkpoint. Called by all ranks. Corrupt checkpoints are passed
+    over, with an event each; newer ones with another history of skipped batches are moved aside (`folders.abandon`), with
+    the event "rewind". Raises CannotResume where none is left, or where the chosen one is of another model or data order.
+    After an exception `state` may be half read.
     """
-    steps: list[Any] = [folders.complete_steps(run.checkpoints_dir) if reports.rank == 0 else None]
-    dist.broadcast_object_list(steps, src=0, group=group)
-    for step in steps[0]:
-        folder = folders.complete_path(run.checkpoints_dir, step)
+    checkpoints = run.checkpoints_dir
+    found: list[Any] = [rewind.choose(checkpoints, skips) if reports.rank == 0 else None]
+    dist.broadcast_object_list(found, src=0, group=group)
+    choice: rewind.Choice = found[0]
+    for step in choice.usable:
+        folder = folders.complete_path(checkpoints, step)
         started = time.perf_counter()
         manifest, metadata, problem = _open(folder, verify, group, reports.rank)
         checked = time.perf_counter()
@@ -53,15 +59,43 @@ def restore(
             problem = _read(folder, state, metadata, group)
         if problem is None:
             assert manifest is not None
+            newer = [disagreeing for disagreeing in choice.disagreeing if disagreeing > step]
+            if newer:
+                _go_back(run, newer, step, skips, group, reports)
             reports.restored(step, manifest.size, checked - started, time.perf_counter() - checked)
             return manifest
         reports.corrupt(step, problem)
-    if steps[0]:
+    if choice.disagreeing:
+        raise CannotResume(rewind.no_way_back(checkpoints, choice, skips))
+    if choice.usable:
         raise CannotResume(
-            f"none of the {len(steps[0])} checkpoints in {run.checkpoints_dir} can be read (see above). Repair the file "
+            f"none of the {len(choice.usable)} checkpoints in {checkpoints} can be read (see above). Repair the file "
             "system, or move them away to start the run from the beginning."
         )
     return None
+
+
+def _go_back(
+    run: RunFolder, newer: list[int], step: int, skips: Skips, group: dist.ProcessGroup, reports: Reports
+) -> None:
+    """Move the checkpoints of steps `newer` aside and say so. Raises CannotResume on all ranks where that fails."""
+    problem = None
+    if reports.rank == 0:
+        left = max(run.last_step(), *newer)
+        try:
+            folder = folders.abandon(run.checkpoints_dir, newer, reports.ledger.attempt or 0, step)
+            skipped = [list(found) for found in skips.ranges]
+            reports.ledger.write("rewind", step, from_step=left, to_step=step, skip=skipped, abandoned=str(folder))
+            print(
+                f"went back from step {left} to step {step}, since train.skip={skipped} changes what came after: the "
+                f"checkpoints of {'step' if len(newer) == 1 else 'steps'} {', '.join(map(str, sorted(newer)))} are now in "
+                f"{folder} and may be deleted",
+                flush=True,
+            )
+        except OSError as error:
+            problem = f"train.skip: {run.checkpoints_dir}: newer checkpoints can't be moved aside: {error}"
+    if (problem := _any_problem(problem, group)) is not None:
+        raise CannotResume(problem)
 
 
 def _open(

@@ -22,6 +22,7 @@ from harness.checkpoint.manifest import FileRecord, Manifest, describe_file
 from harness.checkpoint.reports import Reports, SaveResult
 from harness.checkpoint.state import State, copy_to_cpu
 from harness.checkpoint.storage import METADATA, TensorWriter
+from harness.data.skips import NO_SKIPS, Skips
 from harness.run.folder import RunFolder
 
 
@@ -38,8 +39,12 @@ class Saver:
         keep: int | None,
         in_background: bool,
         reports: Reports,
+        skips: Skips = NO_SKIPS,
     ) -> None:
-        """`group`: a gloo group of all ranks that nothing else uses, since a background save talks in it at any time."""
+        """`group`: a gloo group of all ranks that nothing else uses, since a background save talks in it at any time.
+
+        `skips`: batches that the run leaves out; a checkpoint says which of them lie behind it.
+        """
         self._run = run
         self._attempt = attempt
         self.group = group
@@ -47,6 +52,7 @@ class Saver:
         self._keep = keep
         self._in_background = in_background
         self._reports = reports
+        self._skips = skips
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
         self._died: BaseException | None = None
@@ -160,6 +166,7 @@ class Saver:
             files=tuple(files),
             torch=torch.__version__,
             time=time.time(),
+            skips=tuple(self._skips.history(step)),
         )
         manifest.write(folder)
         folders.publish(folder, self._run.checkpoints_dir, step)
