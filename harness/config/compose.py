@@ -25,6 +25,9 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 SCHEMA_FILE = "harness/config/schema.py"
 
+TOKEN_SOURCES = ("data.sources.", "data.validation.")
+"""Where users name token files of their own."""
+
 KEYWORD_ALIASES = {"checkpoint.async": "checkpoint.async_save"}
 """`async` is a word of the language and can't be a field's name, but it is what users type."""
 
@@ -101,8 +104,9 @@ class _Composer:
     def _once(self, overrides: list[str]) -> DictConfig:
         search = [f"hydra.searchpath=[file://{self.extra_dir.resolve()}]"] if self.extra_dir else []
         # a new source is a new object, which Hydra's `+` can't make inside a typed dict; a merge can
-        sources = [override.lstrip("+") for override in overrides if override.startswith("+data.sources.")]
-        rest = [override for override in overrides if not override.startswith("+data.sources.")]
+        named = tuple(f"+{prefix}" for prefix in TOKEN_SOURCES)
+        sources = [override.lstrip("+") for override in overrides if override.startswith(named)]
+        rest = [override for override in overrides if not override.startswith(named)]
         node = hydra_compose(config_name="config", overrides=search + rest)
         with open_dict(node):
             node.merge_with(OmegaConf.from_dotlist(sources))
@@ -150,7 +154,7 @@ def _no_such_key(key: str, value: str | None = None) -> str:
 
 
 def _inside_open_dict(key: str) -> bool:
-    return any(key.startswith(prefix) for prefix in ("cluster.sbatch.", "data.sources.", "data.stages."))
+    return key.startswith(("cluster.sbatch.", "data.stages.", *TOKEN_SOURCES))
 
 
 def _known_keys() -> list[str]:
@@ -207,7 +211,7 @@ def _unknown_keys(node: DictConfig, schema: DictConfig, prefix: str = "") -> Ite
 
 def _to_object(node: DictConfig) -> RootConfig:
     """Checks that nothing is left unset, except data paths, which only matter when the run starts."""
-    for source in node.data.sources.values():
+    for source in (*node.data.sources.values(), *node.data.validation.values()):
         if OmegaConf.is_missing(source, "path"):
             source.path = ""
     missing = sorted(_missing_keys(node))

@@ -1,12 +1,12 @@
 """What may change between launches of one run, and what may not."""
 
 from harness.config.changes import changes, recorded, refused
-from harness.config.compose import compose
 from harness.run.folder import config_as_dict
+from tests.config.configs import config
 
 
 def differences(*overrides: str) -> dict[str, tuple[object, object]]:
-    return changes(config_as_dict(compose(["+exp=tiny"])), config_as_dict(compose(["+exp=tiny", *overrides])))
+    return changes(config_as_dict(config("tiny")), config_as_dict(config("tiny", *overrides)))
 
 
 def test_same_config_no_difference() -> None:
@@ -36,3 +36,31 @@ def test_a_source_may_move_but_not_vanish() -> None:
 
 def test_where_it_runs_is_not_part_of_the_lineage() -> None:
     assert recorded(differences("cluster.time=10:00:00", "monitor.port=9000", "follow=true")) == {}
+
+
+def test_skipping_layout_and_what_watches_the_run_may_change_and_are_recorded() -> None:
+    asked = [
+        "train.skip=[[5,9]]",
+        "parallel.tp=2",
+        "train.precision=bf16",
+        "train.spike_sigmas=4",
+        "train.eval_every=10",
+        "train.z_loss=1e-5",
+        "optim.ema_decay=0.999",
+    ]
+    found = differences(*asked)
+    assert set(found) == {override.partition("=")[0] for override in asked}
+    assert refused(found) == [] and recorded(found) == found
+    assert found["train.skip"] == ([], [[5, 9]])
+
+
+def test_the_optimizer_may_not() -> None:
+    assert refused(differences("optim.name=muon")) == ["optim.name=muon: the run was started with adamw"]
+
+
+def test_the_first_entry_of_a_list_is_recorded_by_its_values() -> None:
+    found = differences("schedule.overrides=[{step: 9, lr: 1e-4}]", "+data.validation.web.path=x")
+    assert found["schedule.overrides[0].step"] == (None, 9)
+    assert found["data.validation.web.path"] == (None, "x")
+    assert not {"schedule.overrides", "data.validation"} & set(found)
+    assert refused(found) == []

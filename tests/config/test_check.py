@@ -3,16 +3,26 @@
 import pytest
 
 from harness.config.check import check, time_limit_minutes
-from harness.config.compose import compose
+from harness.config.compose import available, compose
+from tests.config.configs import config
+
+GROUPS = ("optim", "schedule", "parallel")
 
 
 def found(*overrides: str) -> list[str]:
-    return check(compose(list(overrides)))
+    return check(config("tiny", *overrides))
 
 
-@pytest.mark.parametrize("experiment", ["tiny", "smol3b", "smol3b_1node", "ablation_1b"])
+@pytest.mark.parametrize("experiment", available("exp"))
 def test_our_own_experiments_pass(experiment: str) -> None:
-    assert found(f"+exp={experiment}") == []
+    assert check(config(experiment)) == []
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in available(group)])
+def test_our_own_optimizers_schedules_and_layouts_pass(group: str, name: str) -> None:
+    assert (
+        check(compose(["+exp=tiny", "cluster.ranks_per_node=8", "train.global_batch_size=32", f"{group}={name}"])) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,10 +30,7 @@ def test_our_own_experiments_pass(experiment: str) -> None:
     [
         ("cluster.ranks_per_node=3", "train.global_batch_size=16: must be a multiple of"),
         ("parallel.dp_shard=4", "does not make the 2 ranks"),
-        ("parallel.tp=4", "parallel.tp=4: must divide model.num_key_value_heads=2"),
-        ("parallel.cp=2", "parallel.cp=2: not supported yet"),
-        ("parallel.pp=2", "parallel.pp=2: not supported yet"),
-        ("train.precision=fp8", "train.precision=fp8: not supported yet"),
+        ("cluster.ranks_per_node=-1", "cluster.ranks_per_node=-1: must be at least 1"),
         ("cluster.nodes=2", "cluster.nodes=2: cluster=local is one machine"),
         ("cluster.time=soon", "cluster.time=soon: write minutes"),
         ("cluster.time=00:01:00", "cluster.signal_delay_seconds=120"),
@@ -40,9 +47,31 @@ def test_our_own_experiments_pass(experiment: str) -> None:
         ("data.stages=[{name: a, until_step: 5, weights: {demo: 1}}]", "train.steps=120 goes on after it"),
         ("+data.sources.more.path=x", "data.sources.more has no weight in any stage"),
         ("model.num_attention_heads=3", "must divide"),
-        ("model.model_type=gpt2", "choose one of smollm3, llama, qwen3"),
+        ("model.model_type=gpt2", "choose one of smollm3, llama, qwen3, mistral, olmo2"),
         ("model.model_type=llama", "only smollm3 has layers without rotary"),
-        ("optim.name=sgd", "optim.name=sgd: choose adamw"),
+        ("optim.name=sgd", "optim.name=sgd: choose one of adamw, muon, lamb"),
+        ("optim.lr=.nan", "optim.lr=nan: must be finite"),
+        ("optim.momentum=1.0", "optim.momentum=1.0: at least 0 and below 1"),
+        ("optim.ema_decay=1.0", "optim.ema_decay=1.0: between 0 and 1, or null"),
+        ("schedule.name=step", "schedule.name=step: choose one of wsd, cosine, linear"),
+        ("schedule.overrides=[{step: 0, lr: 1e-4}]", "schedule.overrides[0].step=0: a step of the run, from 1 to"),
+        ("schedule.overrides=[{step: 121, lr: 1e-4}]", "from 1 to train.steps=120"),
+        ("schedule.overrides=[{step: 9, lr: 1e-4}, {step: 9, lr: 1e-5}]", "[1].step=9: must come after step 9"),
+        ("schedule.overrides=[{step: 9, lr: -1.0}]", "schedule.overrides[0].lr=-1.0: must be finite and not negative"),
+        ("train.z_loss=-1e-5", "train.z_loss=-1e-05: must be finite and not negative"),
+        ("train.stats_every=-1", "train.stats_every=-1: must be finite and not negative"),
+        ("train.spike_sigmas=2", "train.spike_sigmas=2.0: below 3 ordinary steps would be skipped"),
+        ("train.spike_sigmas=-1", "train.spike_sigmas=-1.0: below 3"),
+        ("train.spike_window=7", "train.spike_window=7: at least 8 steps"),
+        ("train.skip=[[3,2]]", "[3, 2] is no range of batches; write [from, to] with 1 <= from <= to"),
+        ("train.skip=[[0,2]]", "[0, 2] is no range"),
+        ("train.skip=[[1,2,3]]", "[1, 2, 3] is no range"),
+        (
+            "train.skip=[[9,12],[1,2],[11,20]]",
+            "write the ranges in order and without overlap: train.skip=[[1, 2], [9, 20]]",
+        ),
+        ("train.eval_every=5", "train.eval_every=5: data.validation is empty"),
+        ("train.early_stop_evals=2", "train.early_stop_evals=2: train.eval_every=0 never validates"),
         ("optim.betas=[0.9,1.0]", "optim.betas"),
         ("schedule.warmup_steps=100", "exceed train.steps=120"),
         ("schedule.final_lr_ratio=2", "between 0 and 1"),
@@ -52,18 +81,36 @@ def test_our_own_experiments_pass(experiment: str) -> None:
     ],
 )
 def test_each_problem_names_key_value_and_fix(override: str, says: str) -> None:
-    problems = found("+exp=tiny", override)
+    problems = found(override)
     assert any(says in problem for problem in problems), problems
 
 
 def test_all_problems_come_at_once() -> None:
-    assert len(found("+exp=tiny", "cluster.spares=1", "data.stage_to=/x", "optim.name=sgd", "cluster.time=soon")) == 4
+    assert len(found("cluster.spares=1", "data.stage_to=/x", "optim.name=sgd", "cluster.time=soon")) == 4
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.skip=[[1,2],[3,9]]",
+        "train.spike_sigmas=0",
+        "optim.ema_decay=0.999",
+        "schedule.overrides=[{step: 9, lr: 1e-4}, {step: 60, lr: 0.0}]",
+    ],
+)
+def test_what_a_run_may_ask_for(override: str) -> None:
+    assert found(override) == []
+
+
+def test_validation_with_held_out_files() -> None:
+    asked = ["train.eval_every=5", "train.early_stop_evals=3", "+data.validation.web.path=held_out"]
+    assert found(*asked) == []
 
 
 def test_batch_suggestion_fits() -> None:
-    problem = found("+exp=tiny", "train.global_batch_size=18")[0]
+    problem = found("train.global_batch_size=18")[0]
     for suggestion in problem.rpartition("nearest: ")[2].split(" or "):
-        assert found("+exp=tiny", f"train.global_batch_size={suggestion}") == []
+        assert found(f"train.global_batch_size={suggestion}") == []
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "train.precision=fp64" in text and "bf16" in text
 
 
+def test_token_files_get_names_of_their_own() -> None:
+    data = compose(["+exp=tiny", "+data.sources.web.path=tokens/web", "+data.validation.web.path=tokens/held_out"]).data
+    assert (data.sources["web"].path, data.validation["web"].path) == ("tokens/web", "tokens/held_out")
+
+
 def test_unknown_keys_are_errors_even_with_a_plus() -> None:
     assert problems("+exp=tiny", "+train.stepz=3")[0].startswith("train.stepz: no such key; did you mean train.steps")
     assert problems("+exp=tiny", "+nonsense=3")[0].startswith("nonsense: no such key")

@@ -2,16 +2,16 @@
 
 import pytest
 
-from harness.config.compose import compose
 from harness.config.layout import layout
 from harness.config.schema import RootConfig
 from harness.model.family import parameters
 from harness.plan import make_plan
+from tests.config.configs import config as composed
 
 
 @pytest.fixture(scope="module")
 def config() -> RootConfig:
-    return compose(["+exp=smol3b"])
+    return composed("smol3b")
 
 
 def test_cluster_and_layout(config: RootConfig) -> None:
@@ -73,12 +73,24 @@ def test_plan(config: RootConfig) -> None:
 
 
 def test_ablation_is_45_billion_tokens_at_the_published_batch() -> None:
-    plan = make_plan(compose(["+exp=ablation_1b"]))
+    plan = make_plan(composed("ablation_1b"))
     assert plan.tokens_total == pytest.approx(45e9, rel=1e-3)
     assert plan.tokens_per_step == pytest.approx(1.57e6, rel=5e-3)
 
 
 def test_one_node_trains_the_same_model_on_the_same_batch(config: RootConfig) -> None:
-    small = compose(["+exp=smol3b_1node"])
+    small = composed("smol3b_1node")
     assert (small.model, small.data, small.optim) == (config.model, config.data, config.optim)
     assert layout(small).tokens_per_step == layout(config).tokens_per_step
+
+
+def test_long_context_stage(config: RootConfig) -> None:
+    stage = composed("long_context_32k")
+    shape = layout(stage)
+    assert (shape.dp, shape.cp, shape.tp, stage.train.steps) == (12, 4, 2, 20_000)
+    assert shape.tokens_per_step == layout(config).tokens_per_step
+    assert (stage.data.seq_len, stage.model.max_position_embeddings, stage.model.rope_theta) == (32_768, 32_768, 2e6)
+    assert (stage.optim.lr, stage.schedule.name, stage.schedule.warmup_steps) == (2e-5, "cosine", 1000)
+    assert parameters(stage.model) == parameters(config.model), "the same weights go on"
+    assert stage.model.init_from
+    assert make_plan(stage).memory_per_gpu_bytes < 80e9, "fits an H100"

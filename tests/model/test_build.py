@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from harness.model.build import build_on_meta, transformers_config
+from harness.model.family import MODEL_TYPES
 from tests.tiny import tiny_model
 
 
@@ -18,7 +19,7 @@ def test_other_families_have_rotary_positions_everywhere() -> None:
         transformers_config(tiny_model(model_type="llama"))
 
 
-@pytest.mark.parametrize("model_type", ["smollm3", "llama", "qwen3"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_field_reaches_the_model(model_type: str) -> None:
     interval = 4 if model_type == "smollm3" else 0
     model = tiny_model(
@@ -34,3 +35,10 @@ def test_every_field_reaches_the_model(model_type: str) -> None:
     assert {p.device.type for p in built.parameters()} == {"meta"}
     assert {p.dtype for p in built.parameters()} == {torch.float32}
     assert not [name for name, _ in built.named_parameters() if name.endswith("bias")]
+
+
+def test_no_family_looks_back_through_a_window_only() -> None:
+    # the attention that is registered here sees whole documents
+    for model_type in MODEL_TYPES:
+        config = transformers_config(tiny_model(model_type=model_type, no_rope_layer_interval=0))
+        assert getattr(config, "sliding_window", None) is None

@@ -5,7 +5,14 @@ import pytest
 
 from harness.config.schema import ModelConfig
 from harness.model.build import build_on_meta, transformers_config
-from harness.model.family import flops_per_token, parameters, tensor_parallel_problems
+from harness.model.family import (
+    MODEL_TYPES,
+    NO_TENSOR_PARALLEL,
+    flops_per_token,
+    head_dim,
+    parameters,
+    tensor_parallel_divides,
+)
 from tests.tiny import tiny_model
 
 SMOLLM3_3B = ModelConfig(
@@ -27,7 +34,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("model_type", ["smollm3", "llama", "qwen3"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_equal_those_of_transformers(model_type: str, shape: dict) -> None:
     interval = 4 if model_type == "smollm3" else 0
@@ -38,6 +45,10 @@ def test_parameters_equal_those_of_transformers(model_type: str, shape: dict) ->
     assert count.non_embedding == sum(
         p.numel() for name, p in built.named_parameters() if "embed_tokens" not in name and "lm_head" not in name
     )
+    layer = list(built.model.layers[0].parameters())
+    assert count.layer == sum(p.numel() for p in layer)
+    assert count.layer_matrices == sum(p.numel() for p in layer if p.ndim == 2)
+    assert head_dim(model) == built.model.layers[0].self_attn.head_dim
 
 
 def test_smollm3_3b_has_its_published_size() -> None:
@@ -53,16 +64,25 @@ def test_flops_follow_the_named_formula() -> None:
     assert flops_per_token(tied, 64) == flops_per_token(untied, 64)
 
 
-def test_tensor_parallel_problems_name_every_key() -> None:
-    assert tensor_parallel_problems(SMOLLM3_3B, 4) == []
-    problems = tensor_parallel_problems(SMOLLM3_3B, 3)
-    assert len(problems) == 3
-    assert "parallel.tp=3" in problems[0] and "model.num_key_value_heads=4" in problems[0]
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_plans_are_those_of_transformers(model_type: str) -> None:
+    plan = transformers_config(tiny_model(model_type=model_type, no_rope_layer_interval=0)).base_model_tp_plan
+    projections = {name: style for name, style in plan.items() if name.endswith("_proj")}
+    usable = set(projections.values()) == {"colwise", "rowwise"}
+    assert usable == (model_type not in NO_TENSOR_PARALLEL)
+
+
+def test_what_tensor_parallel_divides() -> None:
+    assert tensor_parallel_divides(SMOLLM3_3B) == {
+        "model.num_key_value_heads": 4,
+        "model.num_attention_heads": 16,
+        "model.intermediate_size": 11008,
+    }
 
 
 def test_unknown_model_type_is_refused() -> None:
     for use in (parameters, transformers_config):
-        with pytest.raises(ValueError, match="model_type=gpt9: choose one of smollm3, llama, qwen3"):
+        with pytest.raises(ValueError, match="model_type=gpt9: choose one of smollm3, llama, qwen3, mistral, olmo2"):
             use(tiny_model(model_type="gpt9"))
 
 
