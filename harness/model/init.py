@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from transformers import PreTrainedModel
+
+from harness.model.stage import TIED_HEAD, Stage
 
 
 class InitFromError(ValueError):
@@ -25,53 +26,42 @@ class InitFromError(ValueError):
 
 
 @torch.no_grad()
-def init_weights(model: PreTrainedModel, seed: int) -> None:
-    """Fill weights and buffers of `model` (materialised, sharded or not) by transformers' own rules.
+def init_weights(stage: Stage, seed: int) -> None:
+    """Fill weights and buffers of `stage` (materialised, sharded or not) by transformers' own rules.
 
     Needs memory for the full tensors of one module at a time.
     """
-    for name, module, tensors in _modules(model):
+    for name, module, tensors in _modules(stage):
         full = _unsharded_twin(module)
         with torch.random.fork_rng(devices=_cuda_devices(tensors)):
             torch.manual_seed(_seed_of(seed, name))
-            model._init_weights(full)
+            stage.lm._init_weights(full)
         for key, tensor in tensors.items():
             _keep_own_part(tensor, getattr(full, key))
 
 
 @torch.no_grad()
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Fill `model` from the safetensors files of a Hugging Face model, reading only this rank's parts.
+def load_weights(stage: Stage, folder: Path) -> None:
+    """Fill `stage` from the safetensors files of a Hugging Face model, reading only this rank's parts.
 
-    Raises InitFromError where a tensor is missing, too many or of another shape.
+    Raises InitFromError where a tensor of the model (of whichever stage, so that all ranks raise alike) is missing, too
+    many or of another shape.
     """
-    init_buffers(model)
+    init_buffers(stage)
     files = _tensor_files(folder)
-    wanted = dict(model.named_parameters())  # a tied output head is not listed twice
-    tied = set(model.state_dict()) - set(wanted)
-    unknown = sorted(set(files) - set(wanted) - tied)
-    if unknown:
-        raise InitFromError(f"model.init_from={folder}: has {unknown[0]}, which this model has not; check model.*")
-    for name, parameter in wanted.items():
-        if name not in files:
-            raise InitFromError(f"model.init_from={folder}: has no tensor {name}; check model.*")
+    _check_tensors(stage, folder, files)
+    for name, parameter in stage.weights().items():
         with safe_open(files[name], framework="pt") as opened:
-            stored = opened.get_slice(name)
-            if tuple(stored.get_shape()) != tuple(parameter.shape):
-                raise InitFromError(
-                    f"model.init_from={folder}: {name} has shape {stored.get_shape()}, this model's is "
-                    f"{list(parameter.shape)}; check model.*"
-                )
-            _local(parameter).copy_(stored[own_part(parameter)])
+            _local(parameter).copy_(opened.get_slice(name)[own_part(parameter)])
 
 
 @torch.no_grad()
-def init_buffers(model: PreTrainedModel) -> None:
+def init_buffers(stage: Stage) -> None:
     """Compute the buffers that no checkpoint holds (the rotary frequencies)."""
-    for _, module, tensors in _modules(model):
+    for _, module, tensors in _modules(stage):
         if any(key in module._buffers for key in tensors):
             full = _unsharded_twin(module)
-            model._init_weights(full)
+            stage.lm._init_weights(full)
             for key in tensors.keys() & module._buffers.keys():
                 _keep_own_part(tensors[key], getattr(full, key))
 
@@ -86,15 +76,52 @@ def own_part(tensor: torch.Tensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
-    """Modules that own tensors, with those tensors; one that shares all of its tensors with an earlier one is left out."""
+def _check_tensors(stage: Stage, folder: Path, files: dict[str, Path]) -> None:
+    """Compare names and shapes of the files' tensors with the whole model that `stage` is of. Raises InitFromError."""
+    with torch.device("meta"):
+        whole = type(stage.lm)(stage.lm.config)
+    wanted = {name: list(parameter.shape) for name, parameter in whole.named_parameters()}
+    # a tied output head is no parameter of its own, but may be stored
+    unknown = sorted(set(files) - set(wanted) - set(whole.state_dict()))
+    if unknown:
+        raise InitFromError(f"model.init_from={folder}: has {unknown[0]}, which this model has not; check model.*")
+    missing = sorted(set(wanted) - set(files))
+    if missing:
+        raise InitFromError(f"model.init_from={folder}: has no tensor {missing[0]}; check model.*")
+    for file in sorted(set(files.values())):
+        with safe_open(file, framework="pt") as opened:
+            for name in sorted(name for name in wanted if files[name] == file):
+                stored = opened.get_slice(name).get_shape()
+                if stored != wanted[name]:
+                    raise InitFromError(
+                        f"model.init_from={folder}: {name} has shape {stored}, this model's is {wanted[name]}; "
+                        "check model.*"
+                    )
+
+
+def _modules(stage: Stage) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Modules that own tensors, with those tensors; one that shares all of its tensors with an earlier one is left out.
+
+    A head that is tied to the embedding of another stage comes as that embedding.
+    """
     seen: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in stage.lm.named_modules():
         own = {**module._parameters, **module._buffers}
         new = {key: tensor for key, tensor in own.items() if tensor is not None and id(tensor) not in seen}
         seen.update(id(tensor) for tensor in new.values())
-        if new:
+        if not new:
+            continue
+        if stage.lm.config.tie_word_embeddings and f"{name}.weight" == TIED_HEAD[0]:
+            yield TIED_HEAD[1].removesuffix(".weight"), _as_embedding(new["weight"], stage.lm.config.pad_token_id), new
+        else:
             yield name, module, new
+
+
+def _as_embedding(weight: nn.Parameter, padding: int | None) -> nn.Embedding:
+    rows, width = weight.shape
+    embedding = nn.Embedding(rows, width, padding_idx=padding, device="meta")
+    embedding.weight = weight
+    return embedding
 
 
 def _unsharded_twin(module: nn.Module) -> nn.Module:
