@@ -85,7 +85,8 @@ def _go_back(
         try:
             folder = folders.abandon(run.checkpoints_dir, newer, reports.ledger.attempt or 0, step)
             skipped = [list(found) for found in skips.ranges]
-            reports.ledger.write("rewind", step, from_step=left, to_step=step, skip=skipped, abandoned=str(folder))
+            facts = {"from_step": left, "to_step": step, "skip": skipped, "abandoned": str(folder)}
+            reports.ledger.write("rewind", step, **facts, why=f"from step {left}, for train.skip={skipped}")
             print(
                 f"went back from step {left} to step {step}, since train.skip={skipped} changes what came after: the "
                 f"checkpoints of {'step' if len(newer) == 1 else 'steps'} {', '.join(map(str, sorted(newer)))} are now in "

@@ -9,6 +9,8 @@ def restarts_without_progress(events: Iterable[dict[str, Any]]) -> int:
     # each restart writes one event, whose `step` is the last finished step before it
     furthest, count = -1, 0
     for event in events:
+        if event.get("event") == "rewind":  # the steps after this one are done again, and are progress again
+            furthest = min(furthest, event.get("step") or 0)
         if event.get("event") != "restart":
             continue
         if event.get("reason") == "user":  # somebody has looked at it and launched it again

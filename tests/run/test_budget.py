@@ -23,6 +23,12 @@ def test_never_getting_anywhere_counts_from_the_second_start() -> None:
     assert restarts_without_progress(_restarts(0, 0, 0)) == 2
 
 
+def test_steps_that_are_done_again_after_a_rewind_are_progress() -> None:
+    events = [*_restarts(50), {"event": "rewind", "step": 20}, *_restarts(30, 40, 45)]
+    assert restarts_without_progress(events) == 0
+    assert restarts_without_progress([*events, *_restarts(45, 45)]) == 2
+
+
 def test_other_events_do_not_count() -> None:
     events = [*_restarts(5, 5), {"event": "checkpoint", "step": 5}, {"event": "rank_failed", "step": 5}]
     assert restarts_without_progress(events) == 1
