@@ -7,75 +7,105 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from harness.config.schema import ModelConfig, ParallelConfig, TrainConfig
+from harness.config.schema import ActivationCheckpoint, ModelConfig
 from harness.model.build import build_on_meta
-from harness.model.init import InitFromError, init_weights, load_weights, own_part
-from harness.model.loss import LossModel
-from harness.parallel.apply import parallelize
-from harness.parallel.mesh import build_mesh, resolve
+from harness.model.init import InitFromError, init_buffers, init_weights, load_weights, own_part
+from harness.model.stage import Stage, build_stage
+from harness.model.token_loss import TokenLoss
+from harness.parallel.apply import Treatment, parallelize
+from harness.parallel.mesh import Grid, build_meshes
+from harness.parallel.timetable import layers_of_stages, own_stages
 from tests.ranks import in_ranks
 from tests.tiny import tiny_model
 
 QWEN3 = tiny_model(model_type="qwen3", no_rope_layer_interval=0, tie_word_embeddings=False)
+
+
+def grid(pp: int = 1, dp_replicate: int = 1, dp_shard: int = 1, tp: int = 1) -> Grid:
+    return Grid(pp=pp, dp_replicate=dp_replicate, dp_shard=dp_shard, cp=1, tp=tp)
+
+
 CASES = {
-    "fsdp2": (2, ParallelConfig(), tiny_model()),
-    "tp2": (2, ParallelConfig(tp=2), tiny_model()),
-    "fsdp2xtp2": (4, ParallelConfig(tp=2), tiny_model()),
-    "hsdp2x2": (4, ParallelConfig(dp_replicate=2), tiny_model()),
-    "qwen3-fsdp2xtp2": (4, ParallelConfig(tp=2), QWEN3),
+    "fsdp2": (grid(dp_shard=2), 1, tiny_model()),
+    "tp2": (grid(tp=2), 1, tiny_model()),
+    "fsdp2xtp2": (grid(dp_shard=2, tp=2), 1, tiny_model()),
+    "hsdp2x2": (grid(dp_replicate=2, dp_shard=2), 1, tiny_model()),
+    "qwen3-fsdp2xtp2": (grid(dp_shard=2, tp=2), 1, QWEN3),
+    "pp2xfsdp2": (grid(pp=2, dp_shard=2), 1, tiny_model()),
+    "pp2xtp2-interleaved": (grid(pp=2, tp=2), 2, tiny_model()),
+    "qwen3-pp2": (grid(pp=2), 1, QWEN3),
 }
 
 
-def sharded(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> LossModel:
-    built = LossModel(build_on_meta(model, "sdpa"))
-    parallelize(built, build_mesh(resolve(parallel, world_size), "cpu"), TrainConfig(steps=1, global_batch_size=1))
-    built.to_empty(device="cpu")
+def own_part_of(model: ModelConfig, grid: Grid, rank: int, per_rank: int) -> list[Stage]:
+    """This rank's stages, filled with NaN."""
+    meshes = build_meshes(grid, "cpu")
+    how = Treatment(torch.float32, None, False, ActivationCheckpoint.none, reshard_after_forward=True)
+    layers = layers_of_stages(model.num_hidden_layers, grid.pp * per_rank)
+    stages = []
+    for number in own_stages(grid.pp_rank(rank), grid.pp, per_rank):
+        loss = TokenLoss(z_loss=0.0, tp_mesh=meshes.tp) if number == len(layers) - 1 else None
+        stage = build_stage(model, "sdpa", layers[number], loss)
+        parallelize(stage, meshes, how)
+        stages.append(stage.to_empty(device="cpu"))
     with torch.no_grad():
-        for tensor in (*built.parameters(), *built.buffers()):
-            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).fill_(torch.nan)
-    return built
+        for stage in stages:
+            for tensor in (*stage.parameters(), *stage.buffers()):
+                (tensor.to_local() if isinstance(tensor, DTensor) else tensor).fill_(torch.nan)
+    return stages
 
 
-def whole(model: ModelConfig, seed: int = 7) -> dict[str, torch.Tensor]:
-    """All weights and buffers, made by one process that divides nothing."""
-    built = build_on_meta(model, "sdpa").to_empty(device="cpu")
-    built.tie_weights()
-    init_weights(built, seed)
-    return {**dict(built.named_parameters()), **dict(built.named_buffers())}
+def whole(model: ModelConfig) -> Stage:
+    """The model of one process that divides nothing, without weights."""
+    stage = build_stage(model, "sdpa", range(model.num_hidden_layers), TokenLoss(z_loss=0.0)).to_empty(device="cpu")
+    stage.lm.tie_weights()
+    return stage
+
+
+def tensors_of(stages: list[Stage]) -> dict[str, torch.Tensor]:
+    """Full weights and buffers by name."""
+    named = {name: t for stage in stages for name, t in (*stage.weights().items(), *stage.lm.named_buffers())}
+    return {n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for n, t in named.items()}
+
+
+def initial(model: ModelConfig, seed: int = 7) -> dict[str, torch.Tensor]:
+    stage = whole(model)
+    init_weights(stage, seed)
+    return tensors_of([stage])
 
 
 def _gathered(
-    rank: int, world_size: int, model: ModelConfig, parallel: ParallelConfig
+    rank: int, world_size: int, model: ModelConfig, grid: Grid, per_rank: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, bytes]]]:
-    built = sharded(model, parallel, world_size).lm
-    init_weights(built, 7)
-    tensors = {**dict(built.named_parameters()), **dict(built.named_buffers())}
-    full = {n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for n, t in tensors.items()}
+    stages = own_part_of(model, grid, rank, per_rank)
+    for stage in stages:
+        init_weights(stage, 7)
     local = {
         n: (str(own_part(p)), p.to_local().detach().numpy().tobytes())
-        for n, p in built.named_parameters()
+        for stage in stages
+        for n, p in stage.weights().items()
         if p.ndim > 1 and isinstance(p, DTensor)
     }
-    return full, local
+    return tensors_of(stages), local
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_layout_starts_from_the_same_weights(case: str) -> None:
-    world_size, parallel, model = CASES[case]
-    expected = whole(model)
-    ranks = in_ranks(_gathered, world_size, model, parallel)
+    grid, per_rank, model = CASES[case]
+    expected = initial(model)
+    ranks = in_ranks(_gathered, grid.world_size, model, grid, per_rank)
+    assert {name for full, _ in ranks for name in full} == expected.keys()
     for full, _ in ranks:
-        assert full.keys() == expected.keys()
         for name, tensor in full.items():
             assert torch.equal(tensor, expected[name]), name
     # two ranks hold the same numbers of a matrix only where they hold the same part of it
-    for name in ranks[0][1]:
-        parts = [local[name] for _, local in ranks]
+    for name in {name for _, local in ranks for name in local}:
+        parts = [local[name] for _, local in ranks if name in local]
         assert len({part for part, _ in parts}) == len({content for _, content in parts}), name
 
 
 def test_no_two_matrices_are_alike_and_the_spread_is_right() -> None:
-    weights = {name: w for name, w in whole(tiny_model(initializer_range=0.05)).items() if w.ndim > 1}
+    weights = {name: w for name, w in initial(tiny_model(initializer_range=0.05)).items() if w.ndim > 1}
     contents = {w.detach().numpy().tobytes()[:64] for w in weights.values()}
     assert len(contents) == len(weights)
     for name, w in weights.items():
@@ -85,15 +115,15 @@ def test_no_two_matrices_are_alike_and_the_spread_is_right() -> None:
 
 def test_seed_decides() -> None:
     name = "model.layers.0.mlp.up_proj.weight"
-    assert torch.equal(whole(tiny_model(), 1)[name], whole(tiny_model(), 1)[name])
-    assert not torch.equal(whole(tiny_model(), 1)[name], whole(tiny_model(), 2)[name])
+    assert torch.equal(initial(tiny_model(), 1)[name], initial(tiny_model(), 1)[name])
+    assert not torch.equal(initial(tiny_model(), 1)[name], initial(tiny_model(), 2)[name])
 
 
 def _loaded(rank: int, world_size: int, model: ModelConfig, folder: Path) -> dict[str, torch.Tensor]:
-    built = sharded(model, ParallelConfig(tp=2), world_size).lm
-    load_weights(built, folder)
-    tensors = {**dict(built.named_parameters()), **dict(built.named_buffers())}
-    return {n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for n, t in tensors.items()}
+    stages = own_part_of(model, grid(pp=2, tp=2), rank, 1)
+    for stage in stages:
+        load_weights(stage, folder)
+    return tensors_of(stages)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -101,22 +131,29 @@ def test_weights_of_a_hugging_face_folder_are_loaded_in_parts(tied: bool, tmp_pa
     model = tiny_model(tie_word_embeddings=tied)
     saved = build_on_meta(model, "sdpa").to_empty(device="cpu")
     saved.tie_weights()
-    init_weights(saved, 3)
+    stage = whole(model)
+    init_weights(stage, 3)
+    saved.load_state_dict(stage.lm.state_dict())
     saved.save_pretrained(tmp_path, max_shard_size="100KB" if tied else "50GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == tied
-    expected = {**dict(saved.named_parameters()), **dict(saved.named_buffers())}
-    for full in in_ranks(_loaded, 2, model, tmp_path):
-        assert full.keys() == expected.keys()
+    expected = tensors_of([stage])
+    ranks = in_ranks(_loaded, 4, model, tmp_path)
+    assert {name for full in ranks for name in full} == expected.keys()
+    for full in ranks:
         for name, tensor in full.items():
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    model = build_on_meta(tiny_model(), "sdpa").to_empty(device="cpu")
-    model.tie_weights()
-    with pytest.raises(InitFromError, match=r"model\.init_from=.*: no model\.safetensors"):
-        load_weights(model, tmp_path)
-    model.save_pretrained(tmp_path)
+def test_tensors_that_do_not_fit_are_named_in_every_stage(tmp_path: Path) -> None:
+    model = tiny_model()
+    stages = [
+        build_stage(model, "sdpa", layers, TokenLoss(z_loss=0.0) if layers.stop == 4 else None).to_empty(device="cpu")
+        for layers in layers_of_stages(4, 2)
+    ]
+    for stage in stages:
+        with pytest.raises(InitFromError, match=r"model\.init_from=.*: no model\.safetensors"):
+            load_weights(stage, tmp_path)
+    build_on_meta(model, "sdpa").to_empty(device="cpu").save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     good = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -127,5 +164,32 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     }
     for message, tensors in bad.items():
         save_file(tensors, file)
-        with pytest.raises(InitFromError, match=message):
-            load_weights(model, tmp_path)
+        for stage in stages:
+            with pytest.raises(InitFromError, match=message):
+                load_weights(stage, tmp_path)
+
+
+def test_a_stored_copy_of_a_tied_head_is_left_aside(tmp_path: Path) -> None:
+    stage = whole(tiny_model())
+    init_weights(stage, 3)
+    save_file({n: t.clone() for n, t in stage.lm.state_dict().items()}, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").exists()
+    expected = tensors_of([stage])
+    init_weights(stage, 4)
+    load_weights(stage, tmp_path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of([stage]).items())
+
+
+def test_buffers_of_later_stages_are_computed_without_touching_weights() -> None:
+    model = tiny_model()
+    expected = dict(whole(model).lm.named_buffers()).keys()
+    stage = build_stage(model, "sdpa", range(2, 4), TokenLoss(z_loss=0.0)).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*stage.parameters(), *stage.buffers()):
+            tensor.fill_(torch.nan)
+    init_buffers(stage)
+    full = initial(model)
+    buffers = dict(stage.lm.named_buffers())
+    assert buffers.keys() == expected
+    assert all(torch.equal(tensor, full[name]) for name, tensor in buffers.items())
+    assert all(parameter.isnan().all() for parameter in stage.parameters())
