@@ -1,22 +1,31 @@
-"""What a checkpoint holds: weights and optimizer state as tensors, by name. Nothing else: scalars are in the manifest."""
+"""What a checkpoint holds: tensors by name, sharded as they are. Nothing else: scalars are in the manifest."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 State = dict[str, torch.Tensor]
 
 
-def training_state(model: nn.Module, optimizer: Optimizer) -> State:
-    """The live tensors, sharded as they are: `model.NAME` and `optim.NAME.{step,exp_avg,exp_avg_sq}`.
+def training_state(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Mapping[str, Mapping[str, torch.Tensor]],
+    *,
+    ema: Mapping[str, torch.Tensor] | None = None,
+    spikes: Mapping[str, torch.Tensor] | None = None,
+) -> State:
+    """The live tensors: `model.NAME`, `optim.NAME.{step,exp_avg,...}`, `ema.NAME`, `spikes.*`.
 
-    NAME is the parameter's name in `model`; tied weights appear once. Reading into these tensors restores training.
+    NAME is the parameter's name in the whole model; tied weights appear once. Reading into these tensors restores training.
     """
     state: State = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         state[f"model.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
+        for key, value in optimizer[name].items():
             state[f"optim.{name}.{key}"] = value
+    state |= {f"ema.{name}": average for name, average in (ema or {}).items()}
+    state |= {f"spikes.{name}": value for name, value in (spikes or {}).items()}
     return state
 
 

@@ -1,42 +1,54 @@
-"""The run from its current step to its end."""
+"""The run from its current step to its end.
+
+The loop queues step n + 1 before it reads what came of step n, so that the device never waits for the host.
+"""
 
 import gc
 import time
+from dataclasses import dataclass
 
 import torch
 
-from harness.config.schema import NonFinitePolicy
-from harness.model.family import flops_per_token
 from harness.observe.board import RankState
 from harness.optim.schedule import learning_rate
-from harness.train.exits import Fenced, NotFinite, RunEnds, SaveFailed
-from harness.train.log import StepLog, drop_after
-from harness.train.meters import GcMeter, PlannedPause
+from harness.train.exits import Fenced, RunEnds, SaveFailed
+from harness.train.log import drop_after
+from harness.train.meters import GcMeter, idle_phases
+from harness.train.on_demand import OnDemand
+from harness.train.records import Records, Settled
 from harness.train.setup import Trainer
-from harness.train.speed import Calibrator, peak_flops
-from harness.train.step import StepResult
+from harness.train.step import PendingStep, StepResult
+from harness.train.validate import Validator
 
 FENCE_SECONDS = 2.0
 """Between looks for a newer attempt of the run."""
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """A step whose outcome has not been read yet."""
+
+    pending: PendingStep
+    step: int
+    tokens: int
+    lr: float
+    host: dict[str, float]
+    """What the host did between the step before and this one, in seconds by phase."""
+
+
 class Loop:
-    """Steps, and what belongs to them: records, checkpoints, and the decisions to stop."""
+    """Steps, and what belongs to them: checkpoints, validations, and the decisions to stop."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._t = trainer
-        config, world = trainer.config, trainer.place.world_size
-        self._steps = config.train.steps
-        self._tokens_per_step = trainer.stepper.tokens_per_step
-        self._log = StepLog(trainer.run, self._steps, config.train.log_every) if trainer.place.rank == 0 else None
-        self._pause = PlannedPause(trainer.board)
-        self._calibrator = Calibrator(trainer.run.calibration_path, world, self._tokens_per_step, self._steps)
-        name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else ""
-        peak = peak_flops(name)
-        self._mfu_per_rate = flops_per_token(config.model, config.data.seq_len) / (world * peak) if peak else None
-        self._nonfinite_in_a_row = 0
+        self._steps = trainer.config.train.steps
+        self._records = Records(trainer)
+        self._validator = Validator(trainer, trainer.validation) if trainer.validation is not None else None
+        self._on_demand = OnDemand(trainer.run, trainer.place.rank, trainer.device)
+        self._queued: _Queued | None = None
+        self._last_end = trainer.stepper.mark()
+        self._stop = self._fenced = False
         self._fence_checked = 0.0
-        self._fenced = False
 
     def run(self) -> None:
         """Train until all steps are done or somebody asks to stop. Raises RunEnds for any other end."""
@@ -45,134 +57,90 @@ class Loop:
         gc_meter = GcMeter(t.board)
         try:
             batches = iter(t.loader)
-            while t.step < self._steps:
-                started = time.perf_counter()
-                waited = t.clock.seconds["data_wait"]
-                t.clock.switch("data_wait")
-                batch = next(batches)
-                t.clock.switch("other")
-                assert batch.step == t.step + 1
-                lr = learning_rate(t.config.schedule, t.config.optim, self._steps, batch.step)
-                stop = t.board.get("stop_request") != 0
-                result = t.stepper.run(batch, lr, stop=stop, fenced=self._know_of_newer_attempt())
-                if result.fenced:
-                    raise Fenced(f"a newer attempt of {t.run.name} has started; attempt {t.attempt} stops here")
-                t.step, t.tokens = batch.step, t.tokens + self._tokens_per_step
-                waited = t.clock.seconds["data_wait"] - waited
-                self._record(result, lr, time.perf_counter() - started, waited)
-                stops = result.stop and t.step < self._steps
-                self._save_if_due(stops)
-                if stops:
-                    self._end(RankState.stopped, "stopped", f"stopped on request after step {t.step}, which is saved")
-                    return
+            while t.step < self._steps and not self._stop:
+                self._on_demand.step_begin(t.step + 1)
+                self._queue_step(batches)
+                self._on_demand.step_end(t.step)
+                if self._validator is not None and self._validator.due(t.step):
+                    self._settle()
+                    self._stop = self._validator.run(t.step, t.tokens) or self._stop
+                self._save_if_due()
         except RunEnds:
             t.saver.wait()  # all ranks end together: let a save under way come to its end
             raise
         finally:
             gc_meter.close()
-        self._end(RankState.finished, "finished", f"finished: all {self._steps} steps are done and saved")
+            self._on_demand.close()
+        self._end()
 
     def _begin(self) -> None:
         t = self._t
         if t.place.rank == 0:
-            drop_after(t.run, t.step, t.attempt)
+            for path in (t.run.metrics_path, t.run.stats_path, t.run.validation_path):
+                drop_after(path, t.step, t.run.attempt_dir(t.attempt))
             t.reports.ledger.write(
                 "train_start",
                 t.step,
                 world_size=t.place.world_size,
                 resumed_from=t.resumed_from,
                 restart=t.place.restart,
-                dp_replicate=t.grid.dp_replicate,
-                dp_shard=t.grid.dp_shard,
-                tp=t.grid.tp,
+                **vars(t.grid),
             )
         t.board.set("step", t.step)
-        self._expect()
+        self._records.expect()
         t.board.set("state", RankState.training)
         gc.collect()
         gc.freeze()  # what exists now lives as long as the run: no collection need look at it again
 
-    def _expect(self) -> None:
-        """Publish what the run should reach, as far as it is known."""
-        t, known = self._t, self._calibrator.found
-        configured = t.config.monitor.expected_tokens_per_second
-        if configured is not None:
-            t.board.set("expected_tokens_per_second", configured)
-            t.board.set("expected_step_seconds", self._tokens_per_step / configured)
-        elif known is not None:
-            t.board.set("expected_tokens_per_second", known.tokens_per_second)
-            t.board.set("expected_step_seconds", known.step_seconds)
+    def _queue_step(self, batches: object) -> None:
+        """Queue the next step, then read what came of the one before."""
+        t, config = self._t, self._t.config
+        t.clock.switch("data_wait")
+        batch = next(batches)  # type: ignore[call-overload]
+        t.clock.switch("other")
+        assert batch.step == t.step + 1
+        lr = learning_rate(config.schedule, config.optim, self._steps, batch.step)
+        host = t.clock.take()
+        every = config.train.stats_every
+        pending = t.stepper.run(
+            batch,
+            lr,
+            stop=t.board.get("stop_request") != 0,
+            fenced=self._know_of_newer_attempt(),
+            with_statistics=bool(every) and batch.step % every == 0,
+        )
+        t.step, t.tokens = batch.step, t.tokens + t.stepper.tokens_per_step
+        before, self._queued = self._queued, _Queued(pending, t.step, t.tokens, lr, host)
+        if before is not None:
+            self._read(before)
 
-    def _record(self, result: StepResult, lr: float, seconds: float, data_wait: float) -> None:
-        t, board = self._t, self._t.board
-        board.set("step", t.step)
-        board.add("steps_total", 1)
-        if t.place.rank == 0:  # tokens of the whole run: one rank counts them
-            board.add("tokens_total", self._tokens_per_step)
-        board.set("last_step_time", time.time())
-        board.observe("step", seconds)
-        board.set("loss", result.loss)
-        board.set("grad_norm", result.grad_norm)
-        board.set("learning_rate", lr)
-        if self._mfu_per_rate is not None:
-            board.set("mfu", self._mfu_per_rate * self._tokens_per_step / seconds)
-        self._pause.step_done(time.monotonic())
-        if self._calibrator.step_done(seconds) is not None:
-            self._expect()
-            self._keep_calibration()
-        if self._log is not None:
-            self._log.step_done(
-                t.step,
-                tokens=t.tokens,
-                step_tokens=self._tokens_per_step,
-                loss=result.loss,
-                grad_norm=result.grad_norm,
-                lr=lr,
-                seconds=seconds,
-                data_wait=data_wait,
-                skipped=not result.finite,
-            )
-        self._judge(result)
+    def _settle(self) -> None:
+        """Read the step that is still queued, so that the device has nothing left to do."""
+        before, self._queued = self._queued, None
+        if before is not None:
+            self._read(before)
 
-    def _keep_calibration(self) -> None:
-        if self._t.place.rank == 0:
-            try:
-                self._calibrator.keep()
-            except OSError as error:
-                print(f"could not write {self._t.run.calibration_path}: {error}", flush=True)
+    def _read(self, queued: _Queued) -> None:
+        t, pending = self._t, queued.pending
+        result: StepResult = pending.result()
+        if result.fenced:
+            raise Fenced(f"a newer attempt of {t.run.name} has started; attempt {t.attempt} stops here")
+        idle = idle_phases(t.stepper.seconds(self._last_end, pending.begin), queued.host)
+        self._last_end = pending.end
+        phases = {**result.seconds, **idle}
+        t.clock.charge(phases)
+        self._stop = self._stop or result.stop
+        self._records.step_done(Settled(queued.step, queued.tokens, queued.lr, result, phases))
 
-    def _judge(self, result: StepResult) -> None:
-        """Count steps that were not finite and end the run where the policy says so."""
-        if result.finite:
-            self._nonfinite_in_a_row = 0
-            return
-        t, policy = self._t, self._t.config.train
-        t.board.add("nonfinite_total", 1)
-        self._nonfinite_in_a_row += 1
-        ends = policy.nonfinite is NonFinitePolicy.stop or self._nonfinite_in_a_row >= policy.max_nonfinite
-        if not ends:
-            t.board.add("skipped_total", 1)
-        if t.place.rank == 0:
-            t.reports.ledger.write(
-                "nonfinite" if ends else "skip",
-                t.step,
-                loss=repr(result.loss),
-                grad_norm=repr(result.grad_norm),
-                in_a_row=self._nonfinite_in_a_row,
-            )
-        if ends:
-            raise NotFinite(
-                f"loss {result.loss}, gradient norm {result.grad_norm} at step {t.step}, {self._nonfinite_in_a_row} in a "
-                f"row (train.nonfinite={policy.nonfinite.value}, train.max_nonfinite={policy.max_nonfinite}): lower "
-                "optim.lr, look at the data of this step, or go back to an earlier checkpoint"
-            )
-
-    def _save_if_due(self, stops: bool) -> None:
+    def _save_if_due(self) -> None:
         """Save at the cadence and at the end. Only the save before an exit must succeed."""
         t = self._t
-        last = stops or t.step == self._steps
+        if t.step == self._steps:
+            self._settle()
+        last = self._stop or t.step == self._steps
         if not last and t.step % t.config.checkpoint.every_steps:
             return
+        self._settle()
         t.clock.switch("checkpoint")
         if last:
             t.board.set("planned_pause", 1.0)
@@ -201,9 +169,16 @@ class Loop:
             self._fenced = self._fenced or (newest is not None and newest > t.attempt)
         return self._fenced
 
-    def _end(self, state: RankState, event: str, line: str) -> None:
+    def _end(self) -> None:
         t = self._t
-        t.clock.switch("other")
+        state, event = RankState.finished, "finished"
+        line = f"finished: all {self._steps} steps are done and saved"
+        if t.step < self._steps and self._validator is not None and self._validator.early_stop.stops:
+            event = "early_stop"
+            line = f"finished early after step {t.step}, which is saved: {self._validator.early_stop.why}"
+        elif t.step < self._steps:
+            state, event = RankState.stopped, "stopped"
+            line = f"stopped on request after step {t.step}, which is saved"
         if t.place.rank == 0:
             t.reports.ledger.write(event, t.step)
             print(line, flush=True)

@@ -12,27 +12,47 @@ RATE_WINDOW = 60.0
 
 
 class PhaseClock:
-    """Charges wall time to one phase at a time, so that the phases add up to it by construction."""
+    """Charges the run's wall time to phases, so that they add up to it by construction.
+
+    The device's time within steps is known from its own marks. What lies between two steps goes to what the host did
+    meanwhile, as far as the device stood idle for it: waiting for data hidden behind computation costs nothing.
+    """
 
     def __init__(self, board: Board, now: Callable[[], float] = time.perf_counter) -> None:
         self._board = board
         self._now = now
         self._phase = "other"
         self._since = now()
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        """Time charged so far, by phase."""
+        self._between: dict[str, float] = {}
 
     def switch(self, phase: str) -> str:
-        """From now on time goes to `phase`; the phase before."""
+        """From now on the host does `phase`; what it did before."""
         now, before = self._now(), self._phase
-        self.seconds[before] += now - self._since
-        self._board.add("phase_seconds", now - self._since, PHASES.index(before))
-        if before in ("forward_backward", "optimizer"):
-            self._board.add("compute_seconds", now - self._since)
-        elif before == "comm_wait":
-            self._board.add("comm_wait_seconds", now - self._since)
+        self._between[before] = self._between.get(before, 0.0) + now - self._since
         self._phase, self._since = phase, now
         return before
+
+    def take(self) -> dict[str, float]:
+        """Host seconds by phase since the last call."""
+        self.switch(self._phase)
+        taken, self._between = self._between, {}
+        return taken
+
+    def charge(self, seconds: dict[str, float]) -> None:
+        """Add `seconds` by phase to the board."""
+        for phase, value in seconds.items():
+            self._board.add("phase_seconds", value, PHASES.index(phase))
+        self._board.add("compute_seconds", seconds.get("forward_backward", 0.0) + seconds.get("optimizer", 0.0))
+        self._board.add("comm_wait_seconds", seconds.get("comm_wait", 0.0))
+
+
+def idle_phases(idle: float, host: dict[str, float]) -> dict[str, float]:
+    """Divide `idle` seconds of the device between two steps over what the host did meanwhile, most telling first."""
+    left, phases = idle, {}
+    for phase in ("checkpoint", "eval", "data_wait"):
+        phases[phase] = min(left, host.get(phase, 0.0))
+        left -= phases[phase]
+    return {**phases, "other": left}
 
 
 class GcMeter:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from harness.config.schema import RootConfig
 from harness.run import exit_codes
 from harness.run.folder import RunFolder, RunFolderError
 from harness.train.exits import RunEnds
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         config = run.load_config()
         ensure_rendezvous(place.world_size)
         with _boards(place) as boards:
-            trainer = set_up(run, config, place, boards)
+            trainer = set_up(run, as_started(config, place), place, boards)
             with trainer.loader:
                 Loop(trainer).run()
         dist.destroy_process_group()
@@ -42,6 +43,13 @@ def main(arguments: Sequence[str]) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the ranks end for the same reason: once for each node is enough
         print(f"{node}: {message}", flush=True)
     return code
+
+
+def as_started(config: RootConfig, place: Place) -> RootConfig:
+    """The config with the numbers of nodes and ranks that there are: whoever starts the ranks may use other ones."""
+    config.cluster.nodes = place.world_size // place.local_world_size
+    config.cluster.ranks_per_node = place.local_world_size
+    return config
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.optim import AdamW
 
 from harness.checkpoint.folders import remove_unfinished
 from harness.checkpoint.manifest import identity
@@ -15,25 +14,30 @@ from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
 from harness.checkpoint.save import Saver
 from harness.checkpoint.state import State, training_state
+from harness.config.layout import layout
 from harness.config.schema import RootConfig
 from harness.data.check import resolve_eos
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder
+from harness.data.skips import Skips
 from harness.data.token_files import TokenSource, open_sources
-from harness.model.attention import VARLEN, choose_attention
-from harness.model.build import build_on_meta
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
-from harness.model.loss import LossModel
 from harness.observe.board import Board, RankState, board_path
 from harness.observe.reads import BoardReads
-from harness.optim.groups import build_optimizer, reset_state
-from harness.parallel.apply import compute_dtype, parallelize
-from harness.parallel.mesh import Grid, build_mesh, resolve
+from harness.optim.ema import Ema
+from harness.optim.optimizer import Optimizer, build_optimizer
+from harness.optim.spike import SpikeDetector
+from harness.parallel.mesh import Grid, resolve
+from harness.parallel.model import ParallelModel
 from harness.run.folder import RunFolder
+from harness.train.build import Built, build_model
+from harness.train.devices import init_distributed
 from harness.train.exits import BadConfig, Fenced
+from harness.train.inputs import InputMaker
 from harness.train.meters import PhaseClock, start_board
-from harness.train.process import Place, threads_per_rank
+from harness.train.process import Place
 from harness.train.step import Stepper
+from harness.train.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Trainer:
     saver: Saver
     stepper: Stepper
     loader: Loader
+    validation: Validation | None
     step: int
     """Steps done."""
     tokens: int
@@ -78,12 +83,18 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     attempt = _own_attempt(run, place)
     reports = Reports(board, run.ledger(attempt, place.node), place.rank)
     try:
-        grid = resolve(config.parallel, place.world_size)
+        grid = resolve(config, place.world_size)
         data = open_data(config)
-        model, attention = _build_model(config, grid, device, place.rank)
-        optimizer = build_optimizer(model.lm, config.optim)
+        built = build_model(config, grid, device, place.rank)
+        optimizer = build_optimizer(built.model.parameters, config.optim)
+        validation = None
+        if config.train.eval_every:
+            per_step = layout(config).accumulation_steps if grid.pp > 1 else 1
+            validation = Validation(config, data.eos_token_id, micro_batches=per_step)
     except ValueError as error:  # DataError too
         raise BadConfig(str(error)) from error
+    if place.rank == 0:
+        print("\n".join(built.remarks), end="\n" * bool(built.remarks), flush=True)
     board.set("state", RankState.restoring)
     saver = Saver(
         run,
@@ -94,42 +105,42 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         in_background=config.checkpoint.async_save,
         reports=reports,
     )
-    state = training_state(model.lm, optimizer)
-    step, tokens = _restore_or_init(run, config, model, optimizer, state, saver, reports)
-    stepper = Stepper(
-        model,
-        optimizer,
-        device,
-        dp_size=grid.dp_size,
-        tp=grid.tp,
-        tokens_per_step=config.train.global_batch_size * config.data.seq_len,
-        clip_grad_norm=config.optim.clip_grad_norm,
-        bounds_from_host=attention == VARLEN,
-        switch_phase=clock.switch,
+    spikes = SpikeDetector(config.train.spike_window, config.train.spike_sigmas, device)
+    ema = Ema(built.model.parameters, config.optim.ema_decay) if config.optim.ema_decay is not None else None
+    state = training_state(
+        built.model.parameters, optimizer.state, ema=ema.state() if ema else None, spikes=spikes.state()
     )
-    loader = _start_loader(config, data, grid, place.rank, step or 0, board)
+    step, tokens = _restore_or_init(run, config, built.model, optimizer, ema, state, saver, reports)
+    loader = start_loader(config, data, grid, place.rank, step or 0, board)
     return Trainer(
-        config, run, place, attempt, grid, device, board, reports, clock, state, saver, stepper, loader,
+        config, run, place, attempt, grid, device, board, reports, clock, state, saver,
+        _stepper(config, grid, built, optimizer, spikes, ema, device, place.rank), loader, validation,
         step=step or 0, tokens=tokens, resumed_from=step,
     )  # fmt: skip
 
 
-def init_distributed(config: RootConfig, place: Place) -> torch.device:
-    """Join the other ranks; the device that this one computes on. Raises RuntimeError where its GPU can't be used."""
-    threads = threads_per_rank(place.local_world_size)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if not config.cluster.gpus_per_node:
-        dist.init_process_group("gloo")
-        return torch.device("cpu")
-    if torch.cuda.device_count() <= place.local_rank:
-        raise RuntimeError(
-            f"{place.node}: rank {place.rank} needs GPU {place.local_rank}, torch sees {torch.cuda.device_count()}"
-        )
-    device = torch.device("cuda", place.local_rank)
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    return device
+def _stepper(
+    config: RootConfig,
+    grid: Grid,
+    built: Built,
+    optimizer: Optimizer,
+    spikes: SpikeDetector,
+    ema: Ema | None,
+    device: torch.device,
+    rank: int,
+) -> Stepper:
+    return Stepper(
+        built.model,
+        optimizer,
+        spikes,
+        ema,
+        InputMaker(built.attention, device, grid.cp, grid.cp_rank(rank)),
+        tokens_per_step=config.train.global_batch_size * config.data.seq_len,
+        clip_grad_norm=config.optim.clip_grad_norm,
+        fsdp_size=grid.fsdp_size,
+        tp=grid.tp,
+        stage_size=grid.stage_size,
+    )
 
 
 def open_data(config: RootConfig) -> Data:
@@ -155,7 +166,7 @@ def _own_attempt(run: RunFolder, place: Place) -> int:
     return attempt
 
 
-def _start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
+def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
     """Begin to read what comes after `step` steps."""
     return Loader(
         data.sources,
@@ -174,26 +185,16 @@ def _start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: i
         slow_read_seconds=config.data.slow_read_seconds,
         observer=BoardReads(board),
         vocab_size=config.model.vocab_size,
+        skips=Skips(config.train.skip),
     )
-
-
-def _build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int) -> tuple[LossModel, str]:
-    """This rank's part of the model, in memory but not yet filled; and how it attends."""
-    dtype = compute_dtype(config.train, device.type)
-    attention, remark = choose_attention(device, dtype, config.data.document_mask)
-    if remark and rank == 0:
-        print(remark, flush=True)
-    model = LossModel(build_on_meta(config.model, attention))
-    parallelize(model, build_mesh(grid, device.type), config.train)
-    model.to_empty(device=device)
-    return model, attention
 
 
 def _restore_or_init(
     run: RunFolder,
     config: RootConfig,
-    model: LossModel,
-    optimizer: AdamW,
+    model: ParallelModel,
+    optimizer: Optimizer,
+    ema: Ema | None,
     state: State,
     saver: Saver,
     reports: Reports,
@@ -202,18 +203,28 @@ def _restore_or_init(
     if reports.rank == 0:
         remove_unfinished(run.checkpoints_dir)
     try:
+        for stage in model.stages:
+            init_buffers(stage)
         manifest = restore(
-            run, state, identity=saver.identity, verify=config.checkpoint.verify, group=saver.group, reports=reports
+            run,
+            state,
+            identity=saver.identity,
+            skips=Skips(config.train.skip),
+            verify=config.checkpoint.verify,
+            group=saver.group,
+            reports=reports,
         )
         if manifest is not None:
-            init_buffers(model.lm)
             return manifest.step, manifest.tokens
         started = time.perf_counter()
-        if config.model.init_from is not None:
-            load_weights(model.lm, Path(config.model.init_from))
-        else:
-            init_weights(model.lm, config.train.seed)
-        reset_state(optimizer)
+        for stage in model.stages:
+            if config.model.init_from is not None:
+                load_weights(stage, Path(config.model.init_from))
+            else:
+                init_weights(stage, config.train.seed)
+        optimizer.reset()
+        if ema is not None:
+            ema.reset()
     except (CannotResume, InitFromError) as error:
         raise BadConfig(str(error)) from error
     if reports.rank == 0:

@@ -1,103 +1,182 @@
-"""One optimizer step: forward and backward over the micro batches, one reduction, the update."""
+"""One optimizer step: forward and backward over the micro batches, one reduction, the update.
+
+The host queues the whole step and reads nothing back: clipping, the judgement whether to skip, and the update happen on
+the device. What came of it is read one step later, when it has long been there.
+"""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.optim import AdamW
 
-from harness.data.loader import MicroBatch, StepBatch
-from harness.model.attention import document_bounds
-from harness.model.loss import LossModel
-from harness.optim.clip import clip_factor, local_square_sum, scale_gradients
-from harness.optim.groups import set_learning_rate
+from harness.data.loader import StepBatch
+from harness.optim.clip import clip_scale, local_square_sum
+from harness.optim.ema import Ema
+from harness.optim.optimizer import Optimizer
+from harness.optim.spike import SpikeDetector
+from harness.optim.statistics import module_statistics
+from harness.parallel.model import ParallelModel
+from harness.train.inputs import InputMaker
+from harness.train.timeline import Mark, Timeline
+
+_SUMS = ("loss", "squares", "stop", "fenced", "z", "targets")
+"""What one all-reduce adds up over the ranks."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The same on all ranks."""
+    """The same on all ranks, but for the times."""
 
     loss: float
-    """Mean over all tokens of the global batch."""
+    """Mean cross-entropy over all tokens of the global batch."""
     grad_norm: float
     """Global norm before clipping."""
-    finite: bool
-    """Whether both are; otherwise nothing was updated."""
+    skipped: str | None
+    """Why nothing was updated: "not finite" or "spike"; None: it was."""
     stop: bool
     """Some rank was asked to stop."""
     fenced: bool
     """Some rank knows of a newer attempt of this run."""
+    seconds: dict[str, float]
+    """This rank's device time by phase: forward_backward, comm_wait, optimizer."""
+    statistics: dict[str, float] | None
+    """Of gradients, weights and logits, in steps that were asked for them."""
 
 
 @dataclass(frozen=True)
+class PendingStep:
+    """A step that is queued."""
+
+    values: torch.Tensor
+    """On the host once the last mark is reached: loss, gradient norm, skip, stop, fenced, then statistics."""
+    marks: tuple[Mark, Mark, Mark, Mark]
+    """Begin; gradients there; reduction done; update done."""
+    statistic_names: tuple[str, ...]
+    timeline: Timeline
+
+    @property
+    def begin(self) -> Mark:
+        return self.marks[0]
+
+    @property
+    def end(self) -> Mark:
+        return self.marks[-1]
+
+    def result(self) -> StepResult:
+        """Wait for the step and read it."""
+        self.timeline.wait(self.end)
+        loss, norm, skip, stop, fenced, *rest = self.values.tolist()
+        reason = "spike" if math.isfinite(loss) and math.isfinite(norm) else "not finite"
+        phases = zip(("forward_backward", "comm_wait", "optimizer"), self.marks, self.marks[1:], strict=False)
+        return StepResult(
+            loss=loss,
+            grad_norm=norm,
+            skipped=reason if skip else None,
+            stop=stop > 0,
+            fenced=fenced > 0,
+            seconds={phase: self.timeline.seconds(begin, end) for phase, begin, end in phases},
+            statistics=dict(zip(self.statistic_names, rest, strict=True)) if self.statistic_names else None,
+        )
+
+
 class Stepper:
-    """Everything a step needs. `switch_phase` is told what the time goes to."""
+    """Everything a step needs."""
 
-    model: LossModel
-    optimizer: AdamW
-    device: torch.device
-    dp_size: int
-    tp: int
-    tokens_per_step: int
-    clip_grad_norm: float
-    bounds_from_host: bool
-    """Give attention the document boundaries, computed on the host so that the device need not wait for them."""
-    switch_phase: Callable[[str], object]
+    def __init__(
+        self,
+        model: ParallelModel,
+        optimizer: Optimizer,
+        spikes: SpikeDetector,
+        ema: Ema | None,
+        make_inputs: InputMaker,
+        *,
+        tokens_per_step: int,
+        clip_grad_norm: float,
+        fsdp_size: int,
+        tp: int,
+        stage_size: int,
+    ) -> None:
+        """`fsdp_size` ranks average their gradients; `stage_size` ranks together hold one pipeline stage."""
+        self.model = model
+        self.optimizer = optimizer
+        self.make_inputs = make_inputs
+        self.tokens_per_step = tokens_per_step
+        self._spikes = spikes
+        self._ema = ema
+        self._limit = clip_grad_norm
+        self._tp = tp
+        self._stage_size = stage_size
+        # FSDP averages gradients over its ranks; the loss is a mean over all their tokens
+        self._loss_scale = fsdp_size / tokens_per_step
+        self._device = make_inputs.device
+        self._timeline = Timeline(self._device)
+        self._lr = torch.zeros((), dtype=torch.float32, device=self._device)
+        self._groups: list[str] | None = None
 
-    def run(self, batch: StepBatch, lr: float, *, stop: bool, fenced: bool) -> StepResult:
-        """Train on one global batch. `stop` and `fenced` are this rank's view; the result has everybody's."""
-        self.switch_phase("forward_backward")
-        loss_sum = self._accumulate(batch.micro_batches)
-        squares = local_square_sum(self.model.parameters(), dist.get_world_size())
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # or the kernels' time would be charged to the reduction
-        self.switch_phase("comm_wait")
-        loss, norm, stops, fences = self._reduce(loss_sum / self.tp, squares, stop, fenced)
-        self.switch_phase("optimizer")
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
-            self._update(lr, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.switch_phase("other")
-        return StepResult(loss, norm, finite, stops, fences)
+    def mark(self) -> Mark:
+        """Where the device stands now."""
+        return self._timeline.mark()
 
-    def _accumulate(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
-        """Add up gradients of the global mean loss; this rank's sum of token losses (fp64 scalar)."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for micro in micro_batches:
-            loss = self.model(**self._to_device(micro))
-            # FSDP averages gradients over the data-parallel ranks; the loss is a mean over all their tokens
-            (loss * (self.dp_size / self.tokens_per_step)).backward()
-            total += loss.detach()
-        return total
+    def seconds(self, begin: Mark, end: Mark) -> float:
+        """Device time between two marks that have been reached."""
+        return self._timeline.seconds(begin, end)
 
-    def _to_device(self, micro: MicroBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {
-            name: torch.from_numpy(getattr(micro, name)).to(self.device, non_blocking=True)
-            for name in ("input_ids", "labels", "position_ids")
-        }
-        if self.bounds_from_host:
-            bounds = torch.from_numpy(document_bounds(micro.position_ids)).to(self.device, non_blocking=True)
-            # the longest a document can be, not the longest there is: a constant does not recompile anything
-            inputs |= {"cu_seq_lens_q": bounds, "max_length_q": micro.position_ids.shape[1]}
-        return inputs
+    def run(self, batch: StepBatch, lr: float, *, stop: bool, fenced: bool, with_statistics: bool) -> PendingStep:
+        """Queue the training on one global batch. `stop` and `fenced` are this rank's view; the result has everybody's."""
+        inputs = [self.make_inputs(micro) for micro in batch.micro_batches]
+        begin = self._timeline.mark()
+        self.model.forward_backward(inputs, self._loss_scale)
+        sums = self._sums(stop, fenced)
+        computed = self._timeline.mark()
+        dist.all_reduce(sums)
+        loss, norm = sums[0] / self.tokens_per_step, sums[1].sqrt()
+        reduced = self._timeline.mark()
+        skip = self._spikes.judge(loss, norm).double()
+        names, statistics = self._statistics(sums) if with_statistics else ((), sums[:0])
+        self._lr.fill_(lr)
+        self.optimizer.step(self._lr, clip_scale(norm, self._limit).float(), skip.float())
+        self.model.after_update()
+        if self._ema is not None:
+            self._ema.update(skip.float())
+        for parameter in self.optimizer.parameters.values():
+            parameter.grad = None
+        values = torch.cat([torch.stack([loss, norm, skip]), sums[2:4], statistics]).to("cpu", non_blocking=True)
+        return PendingStep(values, (begin, computed, reduced, self._timeline.mark()), names, self._timeline)
 
-    def _reduce(
-        self, loss_share: torch.Tensor, squares: torch.Tensor, stop: bool, fenced: bool
-    ) -> tuple[float, float, bool, bool]:
-        """The step's only collective outside of the model, and its only wait for the device."""
-        flags = torch.tensor([float(stop), float(fenced)], dtype=torch.float64, device=self.device)
-        values = torch.cat([torch.stack([loss_share, squares]), flags])
-        dist.all_reduce(values)
-        loss, square_sum, stops, fences = values.tolist()
-        return loss / self.tokens_per_step, math.sqrt(square_sum), stops > 0, fences > 0
+    def _sums(self, stop: bool, fenced: bool) -> torch.Tensor:
+        """This rank's shares of what `_SUMS` names: fp64 on the device, without a copy from the host."""
+        sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self._device)
+        statistics = self.model.statistics
+        if statistics is not None:  # every tensor-parallel rank has the whole sum
+            sums[0] = statistics[0] / self._tp
+            sums[4] = statistics[1] / self._tp
+            sums[5] = statistics[3] / self._tp
+        sums[1] = local_square_sum(self.model.counted, self._stage_size)
+        sums[2].fill_(float(stop))
+        sums[3].fill_(float(fenced))
+        return sums
 
-    def _update(self, lr: float, norm: float) -> None:
-        factor = clip_factor(norm, self.clip_grad_norm)
-        if factor < 1.0:
-            scale_gradients(self.model.parameters(), factor)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
+    def _statistics(self, sums: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Norms by module, and the logits' figures. Collective; costs another two small reductions."""
+        counted = {id(parameter) for parameter in self.model.counted}
+        own = {name: p for name, p in self.optimizer.parameters.items() if id(p) in counted}
+        groups, squares = module_statistics(own, self._stage_size)
+        if self._groups is None:
+            known: list[list[str]] = [[]] * dist.get_world_size()
+            dist.all_gather_object(known, groups)
+            self._groups = list(dict.fromkeys(group for of_rank in known for group in of_rank))
+        everything = torch.zeros(len(self._groups), 2, dtype=torch.float64, device=self._device)
+        for row, group in enumerate(groups):
+            everything[self._groups.index(group)] += squares[row]
+        dist.all_reduce(everything)
+        largest = torch.full((1,), -math.inf, dtype=torch.float64, device=self._device)
+        if (logits := self.model.statistics) is not None:
+            largest.copy_(logits[2:3])
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        names = [f"{kind}/{group}" for group in self._groups for kind in ("grad_norm", "weight_norm")]
+        mean_square = (sums[4] / sums[5].clamp(min=1)).view(1)
+        return (
+            ("logits/max", "logits/mean_square_lse", *names),
+            torch.cat([largest, mean_square, everything.sqrt().view(-1)]),
+        )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.schema import ActivationCheckpoint, PipelineSchedule
 from harness.run.folder import RunFolder
 from tests.ranks import exit_codes, start_trainers
 from tests.tiny import tiny_model, tiny_run, write_tokens
@@ -34,13 +35,25 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run
     }
 
 
+INTERLEAVED = {"parallel__pp": 2, "parallel__pp_schedule": PipelineSchedule.interleaved}
 LAYOUTS = {
     "fsdp2": (2, {}),
-    "tp2": (2, {"parallel__tp": 2}),
     "hsdp2x2": (4, {"parallel__dp_replicate": 2}),
+    "tp2": (2, {"parallel__tp": 2}),
     "fsdp2xtp2": (4, {"parallel__tp": 2}),
+    "cp2": (2, {"parallel__cp": 2}),
+    "fsdp2xcp2": (4, {"parallel__cp": 2}),
+    "tp2xcp2": (4, {"parallel__tp": 2, "parallel__cp": 2}),
+    "pp2": (2, {"parallel__pp": 2}),
+    "pp2-interleaved": (2, INTERLEAVED),
+    "pp2xfsdp2": (4, {"parallel__pp": 2}),
+    "pp2xtp2": (4, {"parallel__pp": 2, "parallel__tp": 2}),
+    "pp2xcp2": (4, {"parallel__pp": 2, "parallel__cp": 2}),
+    "fsdp2-resharding": (2, {"parallel__reshard_after_forward": True}),
+    "fsdp2-selective": (2, {"train__activation_checkpoint": ActivationCheckpoint.selective}),
     "one-large-micro-batch": (1, {"train__micro_batch_size": 8}),
     "qwen3-fsdp2xtp2": (4, {"parallel__tp": 2, **{"model__" + k: v for k, v in vars(QWEN3).items()}}),
+    "qwen3-pp2": (2, {"parallel__pp": 2, **{"model__" + k: v for k, v in vars(QWEN3).items()}}),
 }
 
 

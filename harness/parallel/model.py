@@ -1,0 +1,86 @@
+"""What the training step sees of the model, whatever the layout: parameters by name, forward and backward, the loss's sums."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from harness.model.stage import Stage
+
+Inputs = dict[str, Any]
+"""Keyword arguments of `Stage.forward` for one micro batch, on the device, with the token ids as `x`."""
+
+
+class ParallelModel(ABC):
+    """This rank's stages and how they train together with those of the other ranks."""
+
+    stages: list[Stage]
+    fp8_gather: bool = False
+    """FSDP2 gathers the layers' weights in FP8."""
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters that this rank holds a part of, by their names in the whole model."""
+        return {name: parameter for stage in self.stages for name, parameter in stage.weights().items()}
+
+    @property
+    def counted(self) -> list[nn.Parameter]:
+        """The parameters whose gradients count in the global norm: all but copies of another stage's."""
+        return list(self.parameters.values())
+
+    @property
+    def statistics(self) -> torch.Tensor | None:
+        """Sums over the micro batches of the newest pass (`TokenLoss.statistics`); None on ranks without the last stage."""
+        loss = self.stages[-1].loss
+        return None if loss is None else loss.statistics
+
+    def reset_statistics(self) -> None:
+        if (loss := self.stages[-1].loss) is not None:
+            loss.reset_statistics()
+
+    @abstractmethod
+    def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
+        """Add up gradients of `scale` x the sum of the losses, and reduce them over the data-parallel ranks."""
+
+    def after_update(self) -> None:
+        """To be called after each update of the weights."""
+        if self.fp8_gather:
+            from harness.parallel.fp8 import precompute_scales
+
+            for stage in self.stages:
+                precompute_scales(stage)
+
+    @abstractmethod
+    def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
+        """The losses alone, into `statistics`."""
+
+
+class OneStageModel(ParallelModel):
+    """The whole model on every rank: data, tensor and context parallel."""
+
+    def __init__(self, stage: Stage, keep_gathered: bool) -> None:
+        """With `keep_gathered`, weights stay gathered and gradients unreduced between the micro batches of a step."""
+        self.stages = [stage]
+        self._keep_gathered = keep_gathered
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
+        self.reset_statistics()
+        stage = self.stages[0]
+        assert isinstance(stage, FSDPModule)
+        for number, inputs in enumerate(micro_batches, 1):
+            if self._keep_gathered:
+                last = number == len(micro_batches)
+                stage.set_requires_gradient_sync(last)
+                stage.set_reshard_after_backward(last)
+                stage.set_is_last_backward(last)
+            loss = stage(**inputs)
+            (loss.sum() * scale).backward()
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
+        self.reset_statistics()
+        for inputs in micro_batches:
+            self.stages[0](**inputs)
