@@ -42,9 +42,8 @@ def _check_fit(config: RootConfig) -> Iterator[str]:
     problem = _world_problem(config)
     if problem:
         yield problem
-    elif config.train.micro_batch_size > 0:
+    elif config.train.micro_batch_size > 0 and config.train.global_batch_size > 0:
         yield from _check_batch(config, layout(config))
-        yield from _check_validation(config, layout(config))
 
 
 def _check_tensor(config: RootConfig) -> Iterator[str]:
@@ -141,44 +140,25 @@ def _fitting_worlds(config: RootConfig, product: int) -> Iterator[str]:
 
 def _check_batch(config: RootConfig, shape: Layout) -> Iterator[str]:
     train, pp = config.train, shape.pp
-    interleaved = shape.pp_stages > pp
     samples = train.micro_batch_size * shape.dp
-    # what a whole number of micro batches is, and of rounds through an interleaved pipeline
-    step = samples * (pp if interleaved else 1)
     batch, least = train.global_batch_size, samples * pp
     if batch % samples:
         yield (
             f"train.global_batch_size={batch}: must be a multiple of train.micro_batch_size={train.micro_batch_size} x "
-            f"{shape.dp} data-parallel ranks = {samples}; nearest: {nearest_multiples(batch, step, least)}"
+            f"{shape.dp} data-parallel ranks = {samples}; nearest: {nearest_multiples(batch, samples, least)}"
         )
-    elif batch % step or batch < least:
-        needs = f"a multiple of {pp}" if interleaved else f"at least {pp}"
+    elif batch < least:  # most of the ranks would wait for the others most of the time
         yield (
-            f"train.global_batch_size={batch}: gives each data-parallel rank {batch // samples} of its micro batches, "
-            f"and parallel.pp={pp} ({config.parallel.pp_schedule.value}) needs {needs}; nearest: "
-            f"{nearest_multiples(batch, step, least)}{_smaller_micro_batch(config, shape, interleaved)}"
+            f"train.global_batch_size={batch}: gives each data-parallel rank {batch // samples} of its micro batches, and "
+            f"parallel.pp={pp} needs at least {pp}; nearest: {least}{_smaller_micro_batch(config, shape)}"
         )
 
 
-def _check_validation(config: RootConfig, shape: Layout) -> Iterator[str]:
-    train = config.train
-    samples = train.micro_batch_size * shape.dp
-    if train.eval_every and train.eval_sequences % samples:
-        yield (
-            f"train.eval_sequences={train.eval_sequences}: must be a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {shape.dp} data-parallel ranks = {samples}; nearest: "
-            f"{nearest_multiples(train.eval_sequences, samples)}"
-        )
-
-
-def _smaller_micro_batch(config: RootConfig, shape: Layout, interleaved: bool) -> str:
+def _smaller_micro_batch(config: RootConfig, shape: Layout) -> str:
     """The largest micro batch that would fill the pipeline with the same global batch, as the end of a sentence."""
-    each, uneven = divmod(config.train.global_batch_size, shape.dp)
-    for size in range(min(each, config.train.micro_batch_size), 0, -1):
-        count = each // size
-        if not uneven and each % size == 0 and count >= shape.pp and not (interleaved and count % shape.pp):
-            return f", or train.micro_batch_size={size}"
-    return ""
+    each = config.train.global_batch_size // shape.dp
+    fitting = [size for size in divisors(each) if each // size >= shape.pp]
+    return f", or train.micro_batch_size={fitting[-1]}" if fitting else ""
 
 
 def _check_fp8(config: RootConfig) -> Iterator[str]:

@@ -137,18 +137,16 @@ class _Rank:
     def parts(self, mode: ActivationCheckpoint, reshard: bool) -> dict[str, int]:
         """Bytes by part."""
         config, shape = self.config, self.shape
-        # torch's pipelines free gathered weights and reduce gradients at the end of the step only
-        kept = shape.pp > 1 or not reshard
         whole = _divided(self.root + self.layers * self.count.layer, shape.tp)
         sharded = _divided(whole, shape.shards)
-        # gradients of several micro batches are summed up before they are reduced, which replaces them layer by layer
-        unreduced = kept and shape.accumulation_steps > 1
+        # while weights stay gathered, gradients of all micro batches are summed up before they are reduced, layer by layer
+        unreduced = not reshard and shape.accumulation_steps > 1
         return {
             "weights": sharded * FP32,
             "gradients": (whole if unreduced else sharded) * FP32,
             "optimizer": self._optimizer_values(sharded) * FP32,
             "ema": 0 if config.optim.ema_decay is None else sharded * FP32,
-            "gathered_weights": self._gathered(kept) * self.width,
+            "gathered_weights": self._gathered(reshard) * self.width,
             "activations": round(self._activations(mode) * self.tokens) * self.width,
             "loss": self._loss() if self.is_last else 0,
         }
@@ -160,11 +158,11 @@ class _Rank:
         matrices = self.layers * self.count.layer_matrices
         return 2 * sharded - _divided(matrices, self.shape.tp * self.shape.shards)
 
-    def _gathered(self, kept: bool) -> int:
+    def _gathered(self, reshard: bool) -> int:
         """Weights in the type that is computed with; with resharding the root's, one layer's and the next one's."""
         if self.width == FP32 and self.shape.shards * self.shape.dp_replicate == 1:
             return 0  # the master weights themselves
-        layers = self.layers if kept else min(2, self.layers)
+        layers = min(2, self.layers) if reshard else self.layers
         return _divided(self.root + layers * self.count.layer, self.shape.tp)
 
     def _activations(self, mode: ActivationCheckpoint) -> float:
@@ -179,11 +177,13 @@ class _Rank:
         """Micro batches whose activations the rank keeps at once, in units of all its layers."""
         shape = self.shape
         after = shape.pp - 1 - self.position
-        each = shape.pp_stages_per_rank
+        each, micro_batches = shape.pp_stages_per_rank, shape.accumulation_steps
         if each == 1:
-            return min(after + 1, shape.accumulation_steps)
-        # forward passes of single stages before the first backward pass, as torch's interleaved schedule has them
-        return min((each - 1) * shape.pp + 2 * after + 1, each * shape.accumulation_steps) / each
+            return min(after + 1, micro_batches)
+        # forward passes of single stages before the first backward pass: a round of micro batches through all stages but
+        # one, then as many more as the ranks behind are late
+        longest_round = _divided(micro_batches, max(1, micro_batches // shape.pp))
+        return min((each - 1) * longest_round + 2 * after + 1, each * micro_batches) / each
 
     @property
     def _hidden(self) -> int:
@@ -213,11 +213,12 @@ class _Rank:
         return values
 
     def _loss(self) -> int:
-        """A piece of the logits and its gradient, and the head's gradient, which is summed up in fp32."""
-        model = self.config.model
-        logits = _divided(min(self.tokens * model.vocab_size, MAX_LOGITS), self.shape.tp)
-        head = _divided(model.vocab_size, self.shape.tp) * model.hidden_size
-        return 2 * logits * self.width + head * FP32
+        """A piece of the logits, twice; the gradient of the hidden states, twice; and the head's gradient, which is summed up
+        in fp32 and then rounded."""
+        model, tp = self.config.model, self.shape.tp
+        logits = _divided(min(self.tokens * model.vocab_size, MAX_LOGITS * tp), tp)
+        head = _divided(model.vocab_size, tp) * model.hidden_size
+        return 2 * (logits + self.tokens * model.hidden_size) * self.width + head * (FP32 + self.width)
 
 
 def _divided(number: int, ranks: int) -> int:

@@ -66,7 +66,7 @@ def test_flops_follow_the_named_formula() -> None:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_plans_are_those_of_transformers(model_type: str) -> None:
-    plan = transformers_config(tiny_model(model_type=model_type, no_rope_layer_interval=0)).base_model_tp_plan
+    plan = transformers_config(tiny_model(model_type=model_type, no_rope_layer_interval=0)).base_model_tp_plan or {}
     projections = {name: style for name, style in plan.items() if name.endswith("_proj")}
     usable = set(projections.values()) == {"colwise", "rowwise"}
     assert usable == (model_type not in NO_TENSOR_PARALLEL)

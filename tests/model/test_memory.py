@@ -8,6 +8,7 @@ import pytest
 from harness.config.layout import layout
 from harness.config.schema import ActivationCheckpoint, RootConfig
 from harness.model.memory import Choice, choose, memory_parts
+from harness.parallel.timetable import timetable
 from tests.config.configs import config
 
 NONE, SELECTIVE, FULL = ActivationCheckpoint.none, ActivationCheckpoint.selective, ActivationCheckpoint.full
@@ -91,6 +92,19 @@ def test_the_first_stage_of_a_pipeline_holds_most_activations() -> None:
     interleaved = ["parallel.pp_schedule=interleaved", "parallel.pp_stages_per_rank=3"]
     more = parts(*interleaved, base=PIPELINE)["activations"] / parts(base=PIPELINE)["activations"]
     assert more == pytest.approx(15 / 12)  # 8 + 6 + 1 passes of 3 layers
+
+
+@pytest.mark.parametrize(("stages", "batch"), [(1, 16), (3, 16), (3, 8), (3, 22), (3, 10)])
+def test_activations_in_flight_are_those_of_the_timetable(stages: int, batch: int) -> None:
+    shape = ["parallel.pp_schedule=interleaved"] * (stages > 1) + [f"parallel.pp_stages_per_rank={stages}"]
+    estimate = parts(*shape, f"train.global_batch_size={batch}", base=PIPELINE)["activations"]
+    most = now = 0
+    for tick in timetable(4, stages, batch // 2, backward=True):
+        if tick[0] is not None:
+            now += -1 if tick[0].backward else 1
+            most = max(most, now)
+    one_micro_batch = parts("train.micro_batch_size=1", "train.global_batch_size=8")["activations"]
+    assert estimate == pytest.approx(one_micro_batch * most / (4 * stages), rel=1e-6)
 
 
 def test_the_last_stage_counts_where_the_head_is_the_larger_part() -> None:
