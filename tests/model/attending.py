@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from harness.model.attention import Attention
 from harness.model.attention_kernels import Kernel
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+SCALE = 0.3
 
 
 def positions(rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -67,7 +67,7 @@ def attend_densely(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
 PLAIN = Kernel("harness_plain", attend_densely, attend_in_segments, offsets_multiple=8)
 
 
-def heads_of(batch: int, tokens: int, **like: Any) -> list[torch.Tensor]:
+def heads_of(batch: int, tokens: int) -> list[torch.Tensor]:
     """Random query, key and value [batch, heads, tokens, head_dim], laid out as layers lay them out."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(batch, tokens, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
@@ -82,14 +82,14 @@ def call(
     inputs = {name: tensor.to(query.device) for name, tensor in attention.inputs(position_ids).items()}
     mask = inputs.pop("attention_mask", None)
     attend = ALL_ATTENTION_FUNCTIONS[attention.name]
-    out, _ = attend(module, query, key, value, mask, scaling=0.3, dropout=0.0, sliding_window=None, **inputs)
+    out, _ = attend(module, query, key, value, mask, scaling=SCALE, dropout=0.0, sliding_window=None, **inputs)
     return out
 
 
 def expected(
-    rows: Sequence[Sequence[int]], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    rows: Sequence[Sequence[int]], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = SCALE
 ) -> torch.Tensor:
     """The same by the true mask."""
     seen = torch.from_numpy(true_mask(rows))[:, None].to(query.device)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
     return out.transpose(1, 2)

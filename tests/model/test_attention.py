@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.model.attending import (
     HEADS,
     KV_HEADS,
     PLAIN,
+    SCALE,
     attend_densely,
     attend_in_segments,
     call,
@@ -111,7 +113,7 @@ def test_compiled_attention_is_one_graph(plain_kernel: Callable[..., Attention],
     chosen, inputs = plain_kernel(), heads_of(2, 32)
     offsets = chosen.inputs(positions(ROWS))
     compiled = torch.compile(ALL_ATTENTION_FUNCTIONS[chosen.name], backend="aot_eager", fullgraph=True)
-    out, _ = compiled(None, *inputs, None, scaling=0.3, **offsets)
+    out, _ = compiled(None, *inputs, None, scaling=SCALE, **offsets)
     torch.testing.assert_close(out, expected(ROWS, *inputs))
 
 
@@ -202,6 +204,21 @@ def test_torchs_varlen_kernel_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch
         check_against_the_mask(choose(wanted=flash))
 
 
+def gradients_in_an_op(
+    forward: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], out: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Of `inputs`, by computing `out` once more. Autograd is off within an op, but not in another thread."""
+
+    def differentiate() -> tuple[torch.Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        again = forward(*leaves)
+        torch.testing.assert_close(again, out)
+        return torch.autograd.grad(again, leaves, grad)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(differentiate).result()
+
+
 @pytest.fixture
 def flash_attn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The package flash-attn-4 in plain torch; `deterministic` collects what the backward was told."""
@@ -222,13 +239,10 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def backward(q, k, v, out, dout, lse, *, softmax_scale, causal, deterministic, dq, dk, dv, **segments):  # type: ignore[no-untyped-def]
         seen.deterministic.append(deterministic)
         assert lse.shape == (*q.shape[:-3], q.shape[-2], q.shape[-3])
-        with torch.enable_grad():
-            inputs = [t.detach().requires_grad_() for t in (q, k, v)]
-            forward = varlen if segments else dense
-            again, _ = forward(*inputs, softmax_scale=softmax_scale, causal=causal, return_lse=True, **segments)
-            torch.testing.assert_close(again, out)
-            for to, gradient in zip((dq, dk, dv), torch.autograd.grad(again, inputs, dout), strict=True):
-                to.copy_(gradient)
+        options = {"softmax_scale": softmax_scale, "causal": causal, "return_lse": True, **segments}
+        again = lambda *inputs: (varlen if segments else dense)(*inputs, **options)[0]  # noqa: E731
+        for to, gradient in zip((dq, dk, dv), gradients_in_an_op(again, (q, k, v), out, dout), strict=True):
+            to.copy_(gradient)
         return dq, dk, dv
 
     package, interface = ModuleType("flash_attn.cute"), ModuleType("flash_attn.cute.interface")
@@ -257,10 +271,10 @@ def test_flash4_is_a_sound_custom_op(flash_attn: SimpleNamespace) -> None:
     """Shapes, dtypes and strides that torch.compile plans with are those that come; gradients are registered."""
     query, key, value = (t.transpose(1, 2).contiguous().requires_grad_() for t in heads_of(2, 32))
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(flash4, (query, key, value, None, None, 32, 32, 0.3), test_utils=checks)
+    torch.library.opcheck(flash4, (query, key, value, None, None, 32, 32, SCALE), test_utils=checks)
     flat = (t.detach().flatten(0, 1).requires_grad_() for t in (query, key, value))
     cu = torch.tensor([0, 5, 6, 16, 32, 64, 64], dtype=torch.int32)
-    torch.library.opcheck(flash4, (*flat, cu, cu, 32, 32, 0.3), test_utils=checks)
+    torch.library.opcheck(flash4, (*flat, cu, cu, 32, 32, SCALE), test_utils=checks)
 
 
 def test_cudnn_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,11 +289,9 @@ def test_cudnn_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         grad, q, k, v, out, lse, seed, offset, bias, cu_q, cu_k, max_q, max_k, dropout, causal, *, scale
     ):
         assert bias is None and causal and not dropout and lse.shape == (*q.shape[:2], 1)
-        with torch.enable_grad():
-            inputs = [t.detach().requires_grad_() for t in (q, k, v)]
-            again = attend_in_segments(*inputs, cu_q, cu_k, max_q, max_k, scale)
-            torch.testing.assert_close(again, out)
-            return torch.autograd.grad(again, inputs, grad)
+        return gradients_in_an_op(
+            lambda *inputs: attend_in_segments(*inputs, cu_q, cu_k, max_q, max_k, scale), (q, k, v), out, grad
+        )
 
     monkeypatch.setattr(attention, "_obstacle", lambda kernel, need: None)
     on_cpu = torch.library.Library("aten", "IMPL", "CPU")
@@ -287,6 +299,10 @@ def test_cudnn_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         on_cpu.impl("_cudnn_attention_forward", forward)
         on_cpu.impl("_cudnn_attention_backward", backward)
         check_against_the_mask(choose(wanted=cudnn))
+        query, key, value = (torch.randn(64, HEADS, HEAD_DIM, requires_grad=True) for _ in range(3))
+        cu = torch.tensor([0, 5, 6, 16, 32, 64, 64], dtype=torch.int32)
+        checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+        torch.library.opcheck(attention_kernels.cudnn, (query, key, value, cu, 32, SCALE), test_utils=checks)
     finally:
         on_cpu._destroy()
 
