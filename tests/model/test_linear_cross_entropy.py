@@ -7,6 +7,7 @@ from harness.model.linear_cross_entropy import linear_cross_entropy, matmul_into
 from tests.ranks import in_ranks
 
 TOKENS, WIDTH, VOCAB = 30, 16, 50
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCALE = 0.37  # what the loss is multiplied by before its backward pass
 
 
@@ -87,10 +88,18 @@ def test_bf16_is_as_good_as_bf16_gets() -> None:
         assert_near(ours.float(), theirs, 1e-2)
 
 
-def test_scaling_rounds_once() -> None:
-    """A gradient of the loss that bf16 can't hold must not be rounded to bf16 before it multiplies."""
+def test_chunks_are_summed_in_fp32() -> None:
     hidden, weight, targets = inputs(torch.bfloat16)
-    loss, _ = linear_cross_entropy(hidden, weight, targets, chunk=8)
+    whole, chunks = (linear_cross_entropy(hidden, weight, targets, chunk=chunk)[0] for chunk in (TOKENS, 1))
+    (expected,), (found,) = gradients(whole, weight), gradients(chunks, weight)
+    assert_near(found.float(), expected.float(), 3e-4)  # bf16 sums would be ten times as far off
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_scaling_rounds_once(device: str) -> None:
+    """A gradient of the loss that bf16 can't hold must not be rounded to bf16 before it multiplies."""
+    hidden, weight, targets = (tensor.detach().to(device) for tensor in inputs(torch.bfloat16))
+    loss, _ = linear_cross_entropy(hidden.requires_grad_(), weight, targets, chunk=8)
     once, scaled = (torch.autograd.grad(loss * s, hidden, retain_graph=True)[0] for s in (1.0, 1.003))
     assert torch.equal(scaled, (once.float() * 1.003).bfloat16())
     assert not torch.equal(scaled, once)
@@ -242,7 +251,7 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_without_waiting_for_it(dtype: torch.dtype) -> None:
     hidden, weight, targets = inputs(dtype)
