@@ -1,0 +1,80 @@
+"""The GPUs that are measured on: names, driver, and how much of their memory is in use."""
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from harness.observe.collector import CollectorDisabled
+from harness.observe.nvml_library import DriverAway, open_nvml
+
+SAMPLE_SECONDS = 0.2
+FREED_BYTES = 1 << 30
+"""A GPU counts as free again within this much of what was in use before."""
+
+
+class NoGpus(Exception):
+    """The GPUs asked for are not there; the message says what is."""
+
+
+class Gpus:
+    """The first `count` GPUs of this machine in PCI order, as NVML counts them."""
+
+    def __init__(self, count: int) -> None:
+        """Raises NoGpus."""
+        try:
+            self._nvml = open_nvml()
+        except (CollectorDisabled, DriverAway) as error:
+            raise NoGpus(f"--gpus {count}: {error}") from error
+        there = self._nvml.nvmlDeviceGetCount()
+        if there < count:
+            raise NoGpus(f"--gpus {count}: this machine has {there}")
+        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(self._nvml.nvmlDeviceGetName(handle)) for handle in self._handles]
+
+    @property
+    def driver(self) -> str:
+        return str(self._nvml.nvmlSystemGetDriverVersion())
+
+    def memory_used(self) -> int:
+        """Bytes in use on the fullest of the GPUs, by all processes."""
+        return max(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
+
+    def wait_until_free(self, before: int, seconds: float) -> bool:
+        """Whether memory in use fell back to about `before` within `seconds`: processes that were killed take a moment."""
+        deadline = time.monotonic() + seconds
+        while self.memory_used() > before + FREED_BYTES:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(SAMPLE_SECONDS)
+        return True
+
+
+class PeakMemory:
+    """Samples `used` while the context is open."""
+
+    def __init__(self, used: Callable[[], int]) -> None:
+        self._used = used
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.peak = 0
+        """Bytes."""
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.peak = max(self.peak, self._used())
+            if self._stop.wait(SAMPLE_SECONDS):
+                return
