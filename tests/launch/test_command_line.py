@@ -25,7 +25,7 @@ def test_help_needs_nothing_heavy() -> None:
     code = "import sys; sys.argv=['x','--help']\ntry:\n  from harness.launch.__main__ import main; main()\nexcept SystemExit: pass\nprint(sorted({'torch','hydra','omegaconf','submitit','transformers'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    assert "experiments: ablation_1b, smol3b, smol3b_1node, tiny" in result.stdout
+    assert "experiments: ablation_1b, long_context_32k, smol3b, smol3b_1node, tiny" in result.stdout
 
 
 def test_planning_does_not_import_torch(tmp_path: Path) -> None:
