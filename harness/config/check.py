@@ -7,7 +7,7 @@ from harness.config.check_parallel import check_parallel
 from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
 from harness.config.schema import ClusterKind, RootConfig
-from harness.model.family import MODEL_TYPES
+from harness.model.family import MODEL_TYPES, head_dim
 
 TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
 
@@ -61,6 +61,7 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "model.num_hidden_layers": config.model.num_hidden_layers,
         "model.num_attention_heads": config.model.num_attention_heads,
         "model.num_key_value_heads": config.model.num_key_value_heads,
+        "model.head_dim": 1 if config.model.head_dim is None else config.model.head_dim,
         "model.vocab_size": config.model.vocab_size,
     }
     for key, value in at_least_one.items():
@@ -156,6 +157,8 @@ def _check_model(config: RootConfig) -> Iterator[str]:
             f"model.num_attention_heads={model.num_attention_heads}: must divide model.hidden_size={model.hidden_size}, "
             "or set model.head_dim"
         )
+    elif model.num_attention_heads > 0 and head_dim(model) % 2:
+        yield f"model.head_dim={head_dim(model)}: must be even, since rotary positions turn pairs of numbers"
     if model.no_rope_layer_interval and model.model_type != "smollm3":
         yield (
             f"model.no_rope_layer_interval={model.no_rope_layer_interval}: only smollm3 has layers without rotary "

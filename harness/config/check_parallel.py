@@ -15,7 +15,9 @@ FP8_MULTIPLE = 16
 def check_parallel(config: RootConfig) -> Iterator[str]:
     """What is wrong with `parallel`, the batch that it divides and the precision that it computes in."""
     wrong_sizes = list(_check_sizes(config))
-    yield from wrong_sizes or _check_fit(config)
+    yield from wrong_sizes
+    if not wrong_sizes and _world(config) > 0:
+        yield from _check_fit(config)
     if config.train.precision is Precision.fp8:
         yield from _check_fp8(config)
 
@@ -99,7 +101,7 @@ def _world_problem(config: RootConfig) -> str | None:
     others = parallel.pp * parallel.dp_replicate * parallel.cp * parallel.tp
     takes_rest = parallel.dp_shard == -1
     product = others if takes_rest else others * parallel.dp_shard
-    if world < 1 or (world % product == 0 if takes_rest else world == product):
+    if world % product == 0 if takes_rest else world == product:
         return None
     fits = [*_fitting_sizes(config, world), *_fitting_worlds(config, product)] or [f"sizes whose product is {world}"]
     return (

@@ -47,6 +47,8 @@ def test_our_own_optimizers_schedules_and_layouts_pass(group: str, name: str) ->
         ("data.stages=[{name: a, until_step: 5, weights: {demo: 1}}]", "train.steps=120 goes on after it"),
         ("+data.sources.more.path=x", "data.sources.more has no weight in any stage"),
         ("model.num_attention_heads=3", "must divide"),
+        ("model.head_dim=0", "model.head_dim=0: must be at least 1"),
+        ("model.head_dim=25", "model.head_dim=25: must be even"),
         ("model.model_type=gpt2", "choose one of smollm3, llama, qwen3, mistral, olmo2"),
         ("model.model_type=llama", "only smollm3 has layers without rotary"),
         ("optim.name=sgd", "optim.name=sgd: choose one of adamw, muon, lamb"),
