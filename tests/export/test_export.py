@@ -1,0 +1,248 @@
+"""What `python -m harness.export` writes must be the run's model, and nothing where it can't."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness.checkpoint.folders import complete_path
+from harness.config.schema import SourceConfig
+from harness.export import model_files, weights
+from harness.export.__main__ import main
+from harness.model.build import transformers_config
+from harness.model.init import load_weights
+from harness.parallel.mesh import Grid
+from harness.run.folder import RunFolder
+from tests.data.conftest import write_token_file
+from tests.export.saved import CPU, saved_run, whole
+from tests.tiny import END, VOCAB, tiny_model
+
+QWEN3 = {f"model__{k}": v for k, v in vars(tiny_model(model_type="qwen3", no_rope_layer_interval=0)).items()}
+TOKENS = torch.randint(1, VOCAB, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with checkpoints of steps 3 and 6 and a moving average. Tests must leave it as it is."""
+    return saved_run(tmp_path_factory.mktemp("runs"), steps=(3, 6), ema=True)
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def expected_logits(run: RunFolder, factor: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Of the run's first weights times `factor`, rounded to `dtype`."""
+    config = run.load_config().model
+    model = AutoModelForCausalLM.from_config(transformers_config(config))
+    values = {name: (tensor * factor).to(dtype) for name, tensor in whole(config).weights().items()}
+    model.load_state_dict(values, strict=not config.tie_word_embeddings)
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+LAYOUTS: dict[str, tuple[Grid, dict[str, Any]]] = {
+    "alone": (Grid(1, 1, 1, 1, 1), {}),
+    "fsdp2xtp2": (Grid(1, 1, 2, 1, 2), {"model__tie_word_embeddings": False}),
+    "pp2xfsdp2": (Grid(2, 1, 2, 1, 1), {}),
+    "hsdp2x2-qwen3": (Grid(1, 2, 2, 1, 1), QWEN3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transformers_computes_what_the_run_computes(layout: str, tmp_path: Path) -> None:
+    grid, changes = LAYOUTS[layout]
+    run = saved_run(tmp_path, grid, **changes)
+    assert main([str(run.path), "--dtype", "float32"]) == 0
+    exported = run.path / "export" / "step-00000006"
+    assert torch.equal(logits(exported), expected_logits(run, 6))
+    # and back again
+    stage = whole(run.load_config().model)
+    first = {name: parameter.detach().clone() for name, parameter in stage.weights().items()}
+    load_weights(stage, exported)
+    for name, parameter in stage.weights().items():
+        assert torch.equal(parameter, first[name] * 6), name
+
+
+def test_step_average_and_number_format(run: RunFolder, tmp_path: Path) -> None:
+    arguments = [run.name, "--runs-dir", str(run.path.parent), "--step", "3", "--ema"]
+    assert main([*arguments, "--output", str(tmp_path / "deep" / "out")]) == 0
+    out = tmp_path / "deep" / "out"
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert torch.equal(logits(out), expected_logits(run, 1.5, torch.bfloat16))
+
+
+def test_large_models_come_in_several_files(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "SHARD_SIZE", "100KB")
+    monkeypatch.setattr(weights, "READ_BYTES", 50_000)
+    out = tmp_path / "out"
+    assert main([str(run.path), "--output", str(out), "--dtype", "float32"]) == 0
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all((out / name).stat().st_size < 110_000 for name in files)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert {file: sorted(load_file(out / file)) for file in files} == {
+        file: sorted(name for name, where in index["weight_map"].items() if where == file) for file in files
+    }
+    assert torch.equal(logits(out), expected_logits(run, 6))
+
+
+def test_the_folder_says_what_it_is(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir(mode=0o755)  # an empty folder is as good as none
+    assert main([str(run.path), "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == str(out) and "no tokenizer was put in" in said and "--tokenizer DIR" in said
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["SmolLM3ForCausalLM"] and config["dtype"] == "bfloat16"
+    assert config["no_rope_layers"] == [1, 1, 1, 0] and config["use_cache"] and config["tie_word_embeddings"]
+    assert (config["eos_token_id"], config["pad_token_id"]) == (END, None)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == END
+    card = (out / "README.md").read_text()
+    for fact in ("# run, step 6", "| step | 6 of 8 |", "| tokens | 6,000 |", "| config hash |", "| data | web |"):
+        assert fact in card, card
+    assert AutoModelForCausalLM.from_pretrained(out).generate(TOKENS, max_new_tokens=3).shape[1] <= 27
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare tokenizer.json of 273 tokens."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trained.decoder = ByteLevelDecoder()
+    specials = ["<pad>", "<|endoftext|>"]
+    trainer = BpeTrainer(vocab_size=273, special_tokens=specials, initial_alphabet=ByteLevel.alphabet())
+    trained.train_from_iterator(["bade gode mina sotu " * 20], trainer, 1)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    trained.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("model_type", ["smollm3", "llama", "mistral", "qwen3"])
+def test_the_tokenizer_behind_the_data_comes_along(model_type: str, tokenizer: Path, tmp_path: Path) -> None:
+    no_nope = {} if model_type == "smollm3" else {"model__no_rope_layer_interval": 0}
+    run = saved_run(tmp_path, model__vocab_size=300, model__model_type=model_type, **no_nope)
+    config = run.load_config()
+    source = write_token_file(tmp_path / "data", [[5] * 200], tokenizer=str(tokenizer))
+    config.data.eos_token_id, config.data.sources = None, {"web": SourceConfig(path=str(source))}
+    run.save_config(config)
+    assert main([str(run.path)]) == 0
+    out = run.path / "export" / "step-00000006"
+    copied = AutoTokenizer.from_pretrained(out)
+    text = "Töne, bade  gode!"
+    assert copied(text)["input_ids"] == Tokenizer.from_file(str(tokenizer)).encode(text).ids
+    assert copied.decode(copied(text)["input_ids"]) == text
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == copied.eos_token_id == 1
+
+
+def test_the_tokenizer_that_is_given_comes_first(run: RunFolder, tokenizer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    shutil.copy(tokenizer, folder)
+    special = {
+        "eos_token": "<pad>",
+        "pad_token": {"__type": "AddedToken", "content": "<|endoftext|>"},
+        "model_max_length": 77,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    wide = saved_run(tmp_path, name="wide", model__vocab_size=512, data__tokenizer=str(tokenizer))
+    assert main([str(wide.path), "--tokenizer", str(folder)]) == 0
+    out = wide.path / "export" / "step-00000006"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"], config["bos_token_id"]) == (END, 1, None)
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 77
+
+
+def test_a_tokenizer_that_the_model_has_no_rows_for(
+    run: RunFolder, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, str(run.path), "--tokenizer", str(tokenizer))
+    assert "has 273 tokens" in said and "model.vocab_size=256" in said
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+def test_what_does_not_exist_is_named_with_what_does(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ["--runs-dir", str(run.path.parent)]
+    assert "nosuch: no such run" in (said := fails(capsys, "nosuch", *runs)) and "there are run" in said
+    assert "is not a run folder: it has no config.yaml" in fails(capsys, str(tmp_path))
+    assert "there are 3, 6" in fails(capsys, "run", *runs, "--step", "4")
+    assert "no tokenizer.json there" in fails(capsys, "run", *runs, "--tokenizer", str(tmp_path))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    assert "exists already" in fails(capsys, "run", *runs, "--output", str(tmp_path / "full"))
+    assert not (run.path / "export").exists()
+
+
+def test_checkpoints_that_can_not_be_used(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = RunFolder(tmp_path / "run")
+    shutil.copytree(run.path, broken.path)
+    folder = complete_path(broken.checkpoints_dir, 6)
+    file = folder / "__0_0.distcp"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "__0_0.distcp is damaged" in (said := fails(capsys, str(broken.path))) and "--step 3" in said
+    file.write_bytes(content)
+    config = broken.load_config()
+    config.model.rope_theta = 777.0
+    broken.save_config(config)
+    assert "model.rope_theta: 10000.0 in the checkpoint, 777.0 now" in fails(capsys, str(broken.path))
+    shutil.rmtree(broken.checkpoints_dir)
+    assert "has no complete checkpoint" in fails(capsys, str(broken.path))
+    assert not (broken.path / "export").exists()
+
+
+def test_without_a_moving_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = saved_run(tmp_path)
+    assert "optim.ema_decay" in fails(capsys, str(run.path), "--ema")
+
+
+def test_a_full_disk_leaves_nothing(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        said = fails(capsys, str(run.path), "--output", str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{tmp_path / 'out'} could not be written" in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_space_is_checked_before_anything_is_written(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
+    said = fails(capsys, str(run.path), "--output", str(tmp_path / "out"))
+    assert "needs 279.7 kB, and the file system has 1.0 kB left" in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from harness.export.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], env={**os.environ}, check=False
+    )
+    assert done.returncode == 0
