@@ -76,7 +76,8 @@ def choose_attention(
     """The kernel `wanted`, or the next that can be had, registered with transformers.
 
     `dtype` is what queries and keys are computed in. With `cp` > 1, `cp_group` holds the ranks that share each
-    sequence, in the order of their `cp_rank`.
+    sequence, in the order of their `cp_rank`. A kernel that varies from run to run is left out where torch is in its
+    deterministic mode already.
     """
     if (cp > 1) != (cp_group is not None):
         raise ValueError(f"cp={cp} ranks share a sequence, but cp_group is {cp_group}")
@@ -164,6 +165,8 @@ def _flash4_obstacle(need: _Need) -> str | None:
 def _cudnn_obstacle(need: _Need) -> str | None:
     if need.cp > 1:
         return "cudnn does not align the queries of a chunk with the end of its keys, as context parallel needs"
+    if torch.are_deterministic_algorithms_enabled():
+        return "cudnn does not give the same bits each time, as train.deterministic asks"
     kv_heads = need.heads if need.segments else need.kv_heads
     query, key = (
         torch.empty(1, heads, 128, need.head_dim, device=need.device, dtype=need.dtype, requires_grad=True)

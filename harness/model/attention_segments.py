@@ -27,6 +27,7 @@ def segments(position_ids: np.ndarray, chunk: int, chunk_count: int) -> tuple[np
     before the chunk brings its earlier keys along; keys of documents that ended before it form a segment without
     queries. Shapes of `position_ids` as in `mask`.
     """
+    assert not position_ids[:, 0].any(), "a sequence begins with a document's first token"
     batch, seq_len = position_ids.shape
     length = seq_len // chunk_count
     start, end = chunk * length, (chunk + 1) * length

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
-# torch 2.12 gave the same function a new name, and warns at each call of the old one
+# newer versions of torch have given it another name, and warn at each call by the old one
 _all_gather = getattr(funcol, "all_gather_single_autograd", None) or funcol.all_gather_tensor_autograd
 
 

@@ -87,7 +87,7 @@ def call(
 
 
 def expected(
-    rows: Sequence[Sequence[int]], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = SCALE
+    rows: Sequence[Sequence[int]], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float = SCALE
 ) -> torch.Tensor:
     """The same by the true mask."""
     seen = torch.from_numpy(true_mask(rows))[:, None].to(query.device)

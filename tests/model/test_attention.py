@@ -1,6 +1,7 @@
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,15 @@ def choose(device: torch.device = CPU, dtype: torch.dtype = torch.float32, **cha
 def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     return torch.autograd.grad((out * weight).sum(), inputs)
+
+
+@contextmanager
+def deterministic_mode() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def check_against_the_mask(chosen: Attention, rows: list[list[int]] = ROWS) -> None:
@@ -259,11 +269,8 @@ def test_flash4_gets_what_it_needs(flash_attn: SimpleNamespace, monkeypatch: pyt
     check_against_the_mask(choose(wanted=flash4_kernel))
     check_against_the_mask(choose(wanted=flash4_kernel, document_mask=False), [[32], [32]])
     assert flash_attn.deterministic == [False, False]
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_mode():
         check_against_the_mask(choose(wanted=flash4_kernel))
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert flash_attn.deterministic[2]
 
 
@@ -378,6 +385,13 @@ def test_cudnn_for_documents_only_when_asked_for(gpu: Callable[..., None], flash
     name, remark = chosen(wanted=cudnn, cp=2, cp_group=group)
     assert name == "harness_fa2_segments_cp_7" and "as context parallel needs" in remark
     assert chosen(document_mask=False, cp=2, cp_group=group) == ("harness_fa4_segments_cp_7", "")
+
+
+def test_deterministic_mode_leaves_cudnn_out(gpu: Callable[..., None]) -> None:
+    gpu(capability=(8, 0))
+    with deterministic_mode():
+        name, remark = chosen(document_mask=False)
+    assert name == "harness_fa2" and "as train.deterministic asks" in remark
 
 
 def test_what_no_fast_kernel_can_do(gpu: Callable[..., None], flash_attn: SimpleNamespace) -> None:

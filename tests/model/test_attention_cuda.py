@@ -1,6 +1,5 @@
 """Every kernel of the GPU against a mask in fp32, outputs and gradients, as it is and compiled. Needs a CUDA device."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from harness.config.schema import AttentionKernel
 from harness.model import attention
-from harness.model.attention_functions import dense, in_segments
+from harness.model.attention_functions import Attend, dense, in_segments
 from harness.model.attention_kernels import Kernel
 from harness.model.attention_segments import padded, segments
 from tests.model.attending import expected, positions, true_mask
@@ -60,7 +59,7 @@ def offsets(rows: list[list[int]], chunk: int, chunk_count: int, multiple: int) 
     return {"cu_q_0": cu_q, "cu_k_0": cu_k}
 
 
-def check(attend: Callable[..., tuple[torch.Tensor, None]], case: Case, head_dim: int, given: dict) -> None:
+def check(attend: Attend, case: Case, head_dim: int, given: dict) -> None:
     """`attend` to the chunk's queries and all keys, and compare with the mask."""
     rows, chunk, chunk_count = case
     own = slice(chunk * TOKENS // chunk_count, (chunk + 1) * TOKENS // chunk_count)
@@ -83,7 +82,7 @@ def check(attend: Callable[..., tuple[torch.Tensor, None]], case: Case, head_dim
         assert not gradient.transpose(1, 2)[unseen].any(), "keys without queries have a gradient"
 
 
-def attend_to(case: Case, kind: AttentionKernel, head_dim: int, multiple: int) -> tuple[Callable, dict]:
+def attend_to(case: Case, kind: AttentionKernel, head_dim: int, multiple: int) -> tuple[Attend, dict]:
     """What layers call, and what they call it with."""
     rows, chunk, chunk_count = case
     kernel = kernel_for(kind, head_dim, document_mask=True, cp=chunk_count // 2 or 1)
