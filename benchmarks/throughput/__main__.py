@@ -11,6 +11,7 @@ import itertools
 import platform
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,6 +42,9 @@ FREE_SECONDS = 30.0
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that the run under way ends with us
     try:
         for shape in options.shapes:
             shape_config(shape)

@@ -29,14 +29,16 @@ def repository() -> Path:
 
 
 def start(command: list[str], log: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
-    """Start `command` in the checkout, its output in `log`, as leader of a process group of its own."""
+    """Start `command` in the checkout, its output in `log`, as leader of a process group of its own.
+
+    Not of a session of its own: whoever ends ours ends it too."""
     environment = {**os.environ, **(env or {})}
     path = [str(repository()), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in path if entry)
     with open(log, "ab") as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=repository(),
-            env=environment, start_new_session=True,
+            env=environment, process_group=0,
         )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ class Report:
                if self.peak_flops else "; not given, since this GPU's peak is not known."),
             "Peak: most device memory in use on one GPU, by NVML.",
         ]  # fmt: skip
-        return [*notes, *self._differences()]
+        return [f"- {note}" for note in (*notes, *self._differences())]
 
     def _differences(self) -> list[str]:
         """What is not the same in both programs, as far as it was measured."""
@@ -142,6 +142,8 @@ class Report:
         if extra:
             sizes = ", ".join(f"{shape} {count / 1e6:.0f}M" for shape, count in extra.items())
             notes.append(f"{RIVAL} can't tie the output head to the embedding, so it holds more parameters: {sizes}.")
+        if any(run.program == RIVAL and run.setting.precision != "bf16" for run in self.measurements):
+            notes.append(f"FP8: {RIVAL}'s output head stays in bf16, as its documentation advises.")
         if any(run.setting.document_mask for run in self.measurements):
             notes.append(f"Document masks: random lengths, {MEAN_DOCUMENT} tokens on average; {RIVAL} runs without.")
         return notes
