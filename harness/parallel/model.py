@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ class ParallelModel(ABC):
     fp8_gather: bool = False
     """FSDP2 gathers the layers' weights in FP8."""
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters that this rank holds a part of, by their names in the whole model."""
+        """All parameters that this rank holds a part of, by their names in the whole model.
+
+        Kept from the first look, which must come before training: FSDP2 has others in their place while they are gathered.
+        """
         return {name: parameter for stage in self.stages for name, parameter in stage.weights().items()}
 
-    @property
+    @cached_property
     def counted(self) -> list[nn.Parameter]:
         """The parameters whose gradients count in the global norm: all but copies of another stage's."""
         return list(self.parameters.values())
@@ -57,6 +61,13 @@ class ParallelModel(ABC):
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
         """The losses alone, into `statistics`."""
 
+    def reshard(self) -> None:
+        """Free the gathered weights, as no backward pass does it after `evaluate`."""
+        for stage in self.stages:
+            for module in stage.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
 
 class OneStageModel(ParallelModel):
     """The whole model on every rank: data, tensor and context parallel."""
@@ -84,3 +95,4 @@ class OneStageModel(ParallelModel):
         self.reset_statistics()
         for inputs in micro_batches:
             self.stages[0](**inputs)
+        self.reshard()

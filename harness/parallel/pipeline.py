@@ -7,6 +7,7 @@ receives after each of its ticks.
 
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ class PipelineModel(ParallelModel):
         # NCCL connects a group in its first operation, which all of its ranks must take part in
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
-    @property
+    @cached_property
     def counted(self) -> list[nn.Parameter]:
         copied = None if self.stages[0].is_first else self._tied
         return [parameter for parameter in self.parameters.values() if parameter is not copied]
@@ -66,10 +67,7 @@ class PipelineModel(ParallelModel):
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
         self.reset_statistics()
         self._run(micro_batches, None)
-        for stage in self.stages:  # no backward pass frees what the forward passes have gathered
-            for module in stage.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+        self.reshard()
 
     def _run(self, micro_batches: Sequence[Inputs], scale: float | None) -> None:
         """All passes of all micro batches; without `scale` the forward passes alone."""

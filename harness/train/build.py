@@ -14,6 +14,8 @@ from harness.model.token_loss import TokenLoss
 from harness.parallel.apply import Treatment, compute_dtype, parallelize
 from harness.parallel.mesh import Grid, Meshes, build_meshes
 from harness.parallel.model import OneStageModel, ParallelModel
+from harness.parallel.pipeline import PipelineModel
+from harness.parallel.timetable import layers_of_stages, own_stages
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,6 @@ def _divide(
     device: torch.device,
     rank: int,
 ) -> ParallelModel:
-    # imported here, so that a run without a pipeline does not need torch's pipelining
-    from harness.parallel.pipeline import PipelineModel, layers_of_stages, own_stages
-
     per_rank = stages_per_rank(config)
     layers = layers_of_stages(config.model.num_hidden_layers, grid.pp * per_rank)
     stages = []
@@ -84,8 +83,6 @@ def _divide(
     return PipelineModel(
         stages,
         meshes.pp,
-        schedule=config.parallel.pp_schedule,
-        micro_batches=layout(config).accumulation_steps,
         hidden_shape=(config.train.micro_batch_size, tokens, config.model.hidden_size),
         dtype=how.dtype,
         device=device,
