@@ -111,22 +111,6 @@ def test_kernel_takes_whole_sequences_without_offsets(plain_kernel: Callable[...
     check_against_the_mask(chosen, [[32], [32]])
 
 
-def test_compiled_attention_is_one_graph(plain_kernel: Callable[..., Attention], monkeypatch: Any) -> None:
-    torch.library.custom_op("harness_tests::segments", attend_in_segments, mutates_args=()).register_fake(
-        lambda query, *others: torch.empty_like(query)
-    )
-    monkeypatch.setattr(
-        attention,
-        "_KERNELS",
-        {flash: attention_kernels.Kernel(PLAIN.name, PLAIN.dense, torch.ops.harness_tests.segments, 8)},
-    )
-    chosen, inputs = plain_kernel(), heads_of(2, 32)
-    offsets = chosen.inputs(positions(ROWS))
-    compiled = torch.compile(ALL_ATTENTION_FUNCTIONS[chosen.name], backend="aot_eager", fullgraph=True)
-    out, _ = compiled(None, *inputs, None, scaling=SCALE, **offsets)
-    torch.testing.assert_close(out, expected(ROWS, *inputs))
-
-
 # --- context parallel ------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +266,18 @@ def test_flash4_is_a_sound_custom_op(flash_attn: SimpleNamespace) -> None:
     flat = (t.detach().flatten(0, 1).requires_grad_() for t in (query, key, value))
     cu = torch.tensor([0, 5, 6, 16, 32, 64, 64], dtype=torch.int32)
     torch.library.opcheck(flash4, (*flat, cu, cu, 32, 32, SCALE), test_utils=checks)
+
+
+def test_compiled_flash4_is_one_graph(flash_attn: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_obstacle", lambda kernel, need: None)
+    for document_mask, rows in ((True, ROWS), (False, [[32], [32]])):
+        chosen = choose(wanted=flash4_kernel, document_mask=document_mask)
+        attend = torch.compile(ALL_ATTENTION_FUNCTIONS[chosen.name], backend="aot_eager", fullgraph=True)
+        inputs = [t.requires_grad_() for t in heads_of(2, 32)]
+        out, _ = attend(None, *inputs, None, scaling=SCALE, **chosen.inputs(positions(rows)))
+        wanted = expected(rows, *inputs)
+        torch.testing.assert_close(out, wanted)
+        torch.testing.assert_close(gradients(out, inputs), gradients(wanted, inputs))
 
 
 def test_cudnn_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
