@@ -1,1 +1,1 @@
-"""Learning rate schedule, parameter groups and gradient clipping."""
+"""Optimizers, learning rate schedule, gradient clipping, and what watches over steps and weights."""

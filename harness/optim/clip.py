@@ -1,52 +1,42 @@
-"""Norm and clipping of gradients whose parameters live on different meshes.
+"""Norm and clipping of gradients whose parameters live on different meshes, without a word to the host.
 
-Works on the local shards: each rank sums the squares of what it holds, divided by the number of ranks that hold the
-same, so that one sum over all ranks gives the global squared norm. The caller adds it to the reduction it does anyway.
+Works on the local parts: each rank sums the squares of what it holds, divided by the number of ranks that hold the
+same, so that one sum over the ranks gives the global squared norm. The caller adds it to the reduction it does anyway.
 """
 
 from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from harness.optim.shards import copies, local
 
 
-def local_square_sum(parameters: Iterable[nn.Parameter], world_size: int) -> torch.Tensor:
-    """This rank's share of the squared global gradient norm: fp64 scalar on the gradients' device."""
+def local_square_sum(parameters: Iterable[nn.Parameter], ranks: int) -> torch.Tensor:
+    """This rank's share of the squared norm of all gradients: 0-dim fp64 on their device (on the CPU without any).
+
+    `ranks`: how many ranks together hold these parameters; those of one pipeline stage.
+    """
+    return square_sum([parameter.grad for parameter in parameters if parameter.grad is not None], ranks)
+
+
+def square_sum(tensors: Iterable[torch.Tensor], ranks: int) -> torch.Tensor:
+    """This rank's share of the squared norm of `tensors` together, as in `local_square_sum`."""
     by_copies: dict[int, list[torch.Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_copies.setdefault(_copies(parameter.grad, world_size), []).append(_local(parameter.grad))
-    total = torch.zeros((), dtype=torch.float64)
-    for copies, gradients in by_copies.items():
-        norms = torch.stack(torch._foreach_norm(gradients, 2.0)).double()
-        total = total.to(norms.device) + (norms * norms).sum() / copies
-    return total
+    for tensor in tensors:
+        by_copies.setdefault(copies(tensor, ranks), []).append(local(tensor))
+    shares = []
+    for number, parts in by_copies.items():
+        norms = torch.stack(torch._foreach_norm(parts, 2.0, dtype=torch.float32)).double()
+        shares.append((norms * norms).sum() / number)
+    return torch.stack(shares).sum() if shares else torch.zeros((), dtype=torch.float64)
 
 
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply every gradient by `factor` in place."""
-    gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, factor)
+def clip_scale(norm: torch.Tensor, limit: float) -> torch.Tensor:
+    """What gradients of global norm `norm` are to be multiplied by so that it does not exceed `limit`; 0: no limit.
 
-
-def clip_factor(norm: float, limit: float) -> float:
-    """What gradients of global norm `norm` are to be multiplied with so that it does not exceed `limit`; 0: no limit."""
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-
-
-def _copies(gradient: torch.Tensor, world_size: int) -> int:
-    """How many ranks hold the same numbers as this one."""
-    if not isinstance(gradient, DTensor):
-        return world_size
-    parts = 1
-    for size, placement in zip(gradient.device_mesh.shape, gradient.placements, strict=True):
-        if placement.is_partial():
-            raise AssertionError("a gradient was left unreduced")
-        if not placement.is_replicate():
-            parts *= size
-    return world_size // parts
-
-
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    0-dim fp32 on `norm`'s device, at most 1.
+    """
+    if limit <= 0:
+        return torch.ones_like(norm, dtype=torch.float32)
+    return (limit / (norm + 1e-6)).clamp(max=1.0).float()
