@@ -168,7 +168,7 @@ class RunFolder:
         return list(read_json_lines(self.metrics_path))
 
     def validations(self) -> list[dict[str, Any]]:
-        """Every validation so far: step, tokens, loss, time."""
+        """Every validation so far: step, tokens, loss (None: not finite), seconds, time."""
         return list(read_json_lines(self.validation_path))
 
     def last_metrics(self, count: int) -> list[dict[str, Any]]:

@@ -82,9 +82,12 @@ class StepLog:
         self._last = now
 
 
-def write_validation(run: RunFolder, step: int, *, tokens: int, loss: float) -> None:
-    """Append a validation's mean loss after `step` steps and `tokens` tokens to validation.jsonl. Rank 0 only."""
-    _write(run.validation_path, {"step": step, "tokens": tokens, "loss": _finite(loss), "time": time.time()})
+def write_validation(run: RunFolder, step: int, *, tokens: int, loss: float, seconds: float) -> None:
+    """Append a validation after `step` steps and `tokens` tokens to validation.jsonl: its mean loss and how long it took.
+
+    Rank 0 only."""
+    facts = {"tokens": tokens, "loss": _finite(loss), "seconds": seconds, "time": time.time()}
+    _write(run.validation_path, {"step": step, **facts})
 
 
 def write_stats(run: RunFolder, step: int, stats: Mapping[str, float]) -> None:

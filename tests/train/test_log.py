@@ -50,7 +50,7 @@ def test_json_stays_json_without_a_number(run: RunFolder, capsys: pytest.Capture
     record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert record["loss"] is None and record["grad_norm"] is None and record["skipped"] == "not finite"
     assert capsys.readouterr().out.rstrip().endswith("left  SKIPPED: not finite")
-    write_validation(run, 1, tokens=100, loss=float("nan"))
+    write_validation(run, 1, tokens=100, loss=float("nan"), seconds=1.0)
     write_stats(run, 1, {"grad_norm/layers": float("inf"), "logits/max": 2.5})
     assert (
         '"loss": null' in run.validation_path.read_text() and '"grad_norm/layers": null' in run.stats_path.read_text()
@@ -58,13 +58,13 @@ def test_json_stays_json_without_a_number(run: RunFolder, capsys: pytest.Capture
 
 
 def test_validations_and_statistics_have_their_files(run: RunFolder) -> None:
-    write_validation(run, 5, tokens=500, loss=0.1 + 0.2)
-    write_validation(run, 10, tokens=1000, loss=2.0)
+    write_validation(run, 5, tokens=500, loss=0.1 + 0.2, seconds=1.5)
+    write_validation(run, 10, tokens=1000, loss=2.0, seconds=1.5)
     assert [(line["step"], line["tokens"], line["loss"]) for line in run.validations()] == [
         (5, 500, 0.1 + 0.2),
         (10, 1000, 2.0),
     ]
-    assert run.validations()[0].keys() == {"step", "tokens", "loss", "time"}
+    assert run.validations()[0].keys() == {"step", "tokens", "loss", "seconds", "time"}
     write_stats(run, 5, {"logits/max": 2.5})
     stats = json.loads(run.stats_path.read_text())
     assert (stats["step"], stats["logits/max"]) == (5, 2.5) and stats["time"] > 1e9
@@ -92,7 +92,7 @@ def test_lines_after_the_checkpoint_move_to_the_attempt(run: RunFolder) -> None:
 
 def test_every_record_of_a_step_that_is_done_again_moves(run: RunFolder) -> None:
     for step in (2, 4, 6):
-        write_validation(run, step, tokens=step, loss=1.0)
+        write_validation(run, step, tokens=step, loss=1.0, seconds=1.0)
         write_stats(run, step, {"logits/max": 1.0})
     for path in (run.validation_path, run.stats_path):
         assert drop_after(path, 3, run.attempt_dir(1)) == 2
