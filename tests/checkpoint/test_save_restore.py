@@ -1,6 +1,7 @@
 import os
 import resource
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
 from harness.checkpoint.save import Saver
 from harness.checkpoint.state import training_state
-from harness.config.schema import OptimConfig, ParallelConfig
+from harness.config.schema import OptimConfig
 from harness.model.init import own_part
 from harness.observe.board import SAVE_STAGES, Board, board_path
-from harness.optim.groups import build_optimizer
+from harness.optim.optimizer import build_optimizer
+from harness.parallel.mesh import Grid
 from harness.run.folder import RunFolder
 from tests.checkpoint.conftest import IDENTITY, Alone, state_of
-from tests.model.test_init import sharded
+from tests.model.test_init import grid, own_part_of
 from tests.ranks import in_ranks
 from tests.tiny import tiny_model
 
@@ -169,33 +171,31 @@ def test_only_one_save_is_under_way_at_a_time(alone: Alone) -> None:
     assert alone.events() == [("checkpoint", 1), ("checkpoint", 2), ("checkpoint", 3)]
 
 
-def _train_a_little(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give every tensor of the state a value that follows from its name alone."""
-    for number, (_, tensor) in enumerate(sorted(training_state(model, optimizer).items())):
-        full = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+def _filled(grid: Grid, rank: int) -> dict[str, torch.Tensor]:
+    """This rank's state in a layout, with values that follow from the tensors' names alone."""
+    stages = own_part_of(tiny_model(), grid, rank, 1)
+    parameters = {name: parameter for stage in stages for name, parameter in stage.weights().items()}
+    state = training_state(parameters, build_optimizer(parameters, OptimConfig()).state)
+    for name, tensor in state.items():
+        seed = zlib.crc32(name.encode()) if tensor.ndim else 0  # the number of steps is one tensor for all parameters
+        full = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed))
         _local(tensor).copy_(full[own_part(tensor)])
+    return state
 
 
 def _save_then_load_elsewhere(
-    rank: int, world_size: int, folder: Path, layouts: list[ParallelConfig], in_background: bool
+    rank: int, world_size: int, folder: Path, layouts: list[Grid], in_background: bool
 ) -> int:
     """Save in the first layout and read in all; bytes that this rank wrote."""
     run = RunFolder(folder)
     group = dist.new_group(backend="gloo")
     reports = Reports(Board.open_for_write(board_path(folder / "boards", rank)), run.ledger(0), rank)
-
-    def filled(layout: ParallelConfig) -> dict[str, torch.Tensor]:
-        model = sharded(tiny_model(), layout, world_size).lm
-        optimizer = build_optimizer(model, OptimConfig())
-        _train_a_little(model, optimizer)
-        return training_state(model, optimizer)
-
     saver = Saver(run, attempt=0, group=group, identity={}, keep=1, in_background=in_background, reports=reports)
-    saver.save(filled(layouts[0]), 1, 1)
+    saver.save(_filled(layouts[0], rank), 1, 1)
     result = saver.wait()
     assert result is not None and result.error is None
     for layout in layouts:
-        expected, restored = filled(layout), filled(layout)
+        expected, restored = _filled(layout, rank), _filled(layout, rank)
         for tensor in restored.values():
             _local(tensor).zero_()
         manifest = restore(run, restored, identity={}, verify=True, group=group, reports=reports)
@@ -210,9 +210,10 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("first", "in_background"), [(ParallelConfig(tp=2), False), (ParallelConfig(dp_replicate=2), True)]
+    ("first", "in_background"),
+    [(grid(dp_shard=2, tp=2), False), (grid(dp_replicate=2, dp_shard=2), True), (grid(pp=2, dp_shard=2), False)],
 )
-def test_any_layout_reads_what_any_other_wrote(first: ParallelConfig, in_background: bool, tmp_path: Path) -> None:
-    others = [ParallelConfig(), ParallelConfig(dp_replicate=2, tp=2)]
+def test_any_layout_reads_what_any_other_wrote(first: Grid, in_background: bool, tmp_path: Path) -> None:
+    others = [grid(dp_shard=4), grid(dp_replicate=2, tp=2), grid(pp=2, tp=2)]
     sizes = in_ranks(_save_then_load_elsewhere, 4, tmp_path, [first, *others], in_background)
     assert min(sizes) > 0  # every rank writes a share
