@@ -10,13 +10,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part as one dimension: a view, so writing to it writes to `tensor`. Parts must be contiguous."""
-    return local(tensor).view(-1)
+    """This rank's part as one dimension: on the same memory, so writing to it writes to `tensor`. Must be contiguous."""
+    # detached, or the compiler would tell views of matrices from views of vectors, and compile for each
+    return local(tensor).view(-1).detach()
 
 
 def flat_gradient(gradient: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a gradient as one dimension, for reading only: a copy where no view will do."""
-    return local(gradient).reshape(-1)
+    """This rank's part of a gradient as one dimension, for reading only: a copy where it is not contiguous."""
+    return local(gradient).reshape(-1).detach()
 
 
 def sharded_dimensions(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
-from harness.config.schema import Decay, OptimConfig, ScheduleConfig
+from harness.config.compose import compose
+from harness.config.schema import Decay, LrOverride, OptimConfig, ScheduleConfig
 from harness.optim.schedule import learning_rate
 
 STEPS = 4_720_000
@@ -49,3 +52,32 @@ def test_constant_stays_at_the_peak() -> None:
 def test_no_warmup_and_no_decay() -> None:
     schedule = ScheduleConfig(decay_steps=0)
     assert {learning_rate(schedule, PEAK, 50, step) for step in range(1, 51)} == {2e-4}
+
+
+def test_linear_falls_in_a_line_from_the_warmup_to_the_end() -> None:
+    schedule = ScheduleConfig(name="linear", warmup_steps=10, final_lr_ratio=0.1)
+    rates = [learning_rate(schedule, PEAK, 110, step) for step in range(1, 111)]
+    assert rates[9] == 2e-4
+    assert rates[-1] == pytest.approx(2e-5)
+    assert [a - b for a, b in itertools.pairwise(rates[9:])] == pytest.approx([1.8e-6] * 100)
+
+
+@pytest.mark.parametrize("decay", list(Decay))
+def test_an_override_changes_the_peak_and_not_the_shape(decay: Decay) -> None:
+    plain = ScheduleConfig(warmup_steps=10, decay_steps=50, decay=decay, final_lr_ratio=0.1)
+    changes = [LrOverride(step=80, lr=5e-5), LrOverride(step=5, lr=4e-4)]  # in any order
+    changed = replace(plain, overrides=changes)
+    for step in range(1, 101):
+        factor = 1 if step < 5 else 2 if step < 80 else 0.25
+        expected = factor * learning_rate(plain, PEAK, 100, step)
+        assert learning_rate(changed, PEAK, 100, step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_file_of_the_linear_schedule() -> None:
+    schedule = compose(
+        ["run.name=r", "schedule=linear", "model=tiny", "train.steps=200", "train.global_batch_size=8"]
+    ).schedule
+    assert schedule.name == "linear"
+    assert [learning_rate(schedule, PEAK, 200, step) for step in (50, 100, 150, 200)] == pytest.approx(
+        [1e-4, 2e-4, 1e-4, 0]
+    )
