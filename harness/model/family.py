@@ -16,9 +16,9 @@ FLOPS_FORMULA = "6N + 12*L*H*S"
 """FLOPs of one trained token. N: parameters that are multiplied with (all but an untied input embedding), L: layers,
 H: width of the attention (heads x head_dim), S: sequence length. No discount for the causal mask, none for document masks."""
 
-MAX_LOGITS = 2**27
-"""Most logits that one rank holds at once (0.5 GiB in fp32). A micro batch with more is scored in pieces, which the
-backward pass computes again."""
+MAX_LOGITS = 2**29
+"""Most logits that one rank holds at once (1 GiB in bf16). A micro batch with more is scored in pieces. Smaller pieces cost
+time: each adds to the gradient of the whole head."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class _Queued:
 
     pending: PendingStep
     step: int
+    batch: int
     tokens: int
     lr: float
     host: dict[str, float]
@@ -110,7 +111,7 @@ class Loop:
             with_statistics=bool(every) and batch.step % every == 0,
         )
         t.step, t.tokens = batch.step, t.tokens + t.stepper.tokens_per_step
-        before, self._queued = self._queued, _Queued(pending, t.step, t.tokens, lr, host)
+        before, self._queued = self._queued, _Queued(pending, t.step, batch.batch, t.tokens, lr, host)
         if before is not None:
             self._read(before)
 
@@ -130,17 +131,15 @@ class Loop:
         phases = {**result.seconds, **idle}
         t.clock.charge(phases)
         self._stop = self._stop or result.stop
-        self._records.step_done(Settled(queued.step, queued.tokens, queued.lr, result, phases))
+        self._records.step_done(Settled(queued.step, queued.batch, queued.tokens, queued.lr, result, phases))
 
     def _save_if_due(self) -> None:
         """Save at the cadence and at the end. Only the save before an exit must succeed."""
         t = self._t
-        if t.step == self._steps:
-            self._settle()
-        last = self._stop or t.step == self._steps
-        if not last and t.step % t.config.checkpoint.every_steps:
+        if not (self._stop or t.step == self._steps or t.step % t.config.checkpoint.every_steps == 0):
             return
-        self._settle()
+        self._settle()  # which may bring the wish to stop
+        last = self._stop or t.step == self._steps
         t.clock.switch("checkpoint")
         if last:
             t.board.set("planned_pause", 1.0)

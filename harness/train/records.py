@@ -23,6 +23,8 @@ class Settled:
     """A step whose outcome is known."""
 
     step: int
+    batch: int
+    """What it was trained on, see `harness.data.skips`."""
     tokens: int
     """Trained on so far, over all ranks and attempts."""
     lr: float
@@ -157,5 +159,5 @@ class Records:
                 f"loss {result.loss}, gradient norm {result.grad_norm} at step {done.step} ({result.skipped}), "
                 f"{self._skipped_in_a_row} skipped in a row (train.nonfinite={policy.nonfinite.value}, "
                 f"train.max_nonfinite={policy.max_nonfinite}): lower optim.lr, look at the data of this step, or leave "
-                f"these batches out with train.skip=[[{max(1, done.step - self._skipped_in_a_row + 1)},{done.step}]]"
+                f"these batches out with train.skip=[[{done.batch - self._skipped_in_a_row + 1},{done.batch}]]"
             )

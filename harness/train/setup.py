@@ -101,6 +101,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         attempt=attempt,
         group=dist.new_group(backend="gloo"),
         identity=identity(config, data.order.definition()),
+        skips=Skips(config.train.skip),
         keep=config.checkpoint.keep,
         in_background=config.checkpoint.async_save,
         reports=reports,

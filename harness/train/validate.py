@@ -1,11 +1,12 @@
 """Validations during training: when, and what comes of them."""
 
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from harness.run.files import append_json_line
+from harness.train.log import write_validation
 from harness.train.setup import Trainer
 from harness.train.validation import EarlyStop, Validation
 
@@ -18,7 +19,7 @@ class Validator:
         self._validation = validation
         train = trainer.config.train
         self._every = train.eval_every
-        earlier = [line for line in trainer.run.validations() if line["step"] <= trainer.step]
+        earlier = self._earlier()
         self.early_stop = EarlyStop(train.early_stop_evals, [line["loss"] for line in earlier])
         self._last = max((int(line["step"]) for line in earlier), default=0)
 
@@ -35,13 +36,18 @@ class Validator:
         seconds = time.perf_counter() - started
         if t.place.rank == 0:
             print(f"step {step}: validation loss {loss:.4f} ({seconds:.1f} s)", flush=True)
-            record = {"step": step, "tokens": tokens, "loss": loss, "seconds": seconds, "time": time.time()}
-            try:
-                append_json_line(t.run.validation_path, record)
-            except OSError as error:  # a full disk must not end training
-                print(f"could not write {t.run.validation_path}: {error}", flush=True)
+            write_validation(t.run, step, tokens=tokens, loss=loss, seconds=seconds)
         t.clock.switch("other")
         return self.early_stop.seen(loss)
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Validations up to here as rank 0 reads them: a file system may show other ranks less, and all must agree."""
+        t = self._t
+        lines: list[Any] = [None]
+        if t.place.rank == 0:
+            lines[0] = [line for line in t.run.validations() if line["step"] <= t.step]
+        dist.broadcast_object_list(lines, src=0, group=t.saver.group)
+        return list(lines[0])
 
     def _loss(self) -> float:
         """Mean cross-entropy over the held-out sequences."""
