@@ -45,19 +45,9 @@ class Weights:
         """The full tensors in fp32, in this order; no more than about READ_BYTES of them are in memory at once.
 
         Raises ExportError."""
-        shapes = self.shapes
-        for piece in _pieces(names, shapes):
-            state = {f"{self.kind}.{name}": torch.empty(shapes[name], dtype=torch.float32) for name in piece}
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                    reader = TensorReader(self.folder, self._metadata)
-                    dcp_load(state, storage_reader=reader, planner=TensorPlanner(), no_dist=True)
-            except CheckpointException as error:
-                cause, _ = next(iter(error.failures.values()))
-                raise _unusable(self.folder, f"{type(cause).__name__}: {cause}") from error
-            for name in piece:
-                yield name, state.pop(f"{self.kind}.{name}")
+        prefix = f"{self.kind}."
+        for name, tensor in read_tensors(self.folder, self._metadata, [prefix + name for name in names]):
+            yield name.removeprefix(prefix), tensor.float()
 
 
 def open_weights(run: RunFolder, step: int | None, kind: str) -> Weights:
@@ -84,11 +74,35 @@ def open_weights(run: RunFolder, step: int | None, kind: str) -> Weights:
     return Weights(folder, manifest, kind, metadata)
 
 
-def _pieces(names: Sequence[str], shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
+def read_tensors(folder: Path, metadata: Metadata, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full tensors of a checkpoint by their names in it, in this order; about READ_BYTES of them are in memory at once.
+
+    Raises ExportError where they can't be read."""
+    for piece in _pieces(names, metadata):
+        entries = {name: metadata.state_dict_metadata[name] for name in piece}
+        state = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in entries.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                dcp_load(state, storage_reader=TensorReader(folder, metadata), planner=TensorPlanner(), no_dist=True)
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            raise _unusable(folder, f"{type(cause).__name__}: {cause}") from error
+        for name in piece:
+            yield name, state.pop(name)
+
+
+def _pieces(names: Sequence[str], metadata: Metadata) -> Iterator[list[str]]:
     piece: list[str] = []
     size = 0
     for name in names:
-        more = math.prod(shapes[name]) * torch.float32.itemsize
+        entry = metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata)  # read_metadata lets nothing else through
+        more = math.prod(entry.size) * entry.properties.dtype.itemsize
         if piece and size + more > READ_BYTES:
             yield piece
             piece, size = [], 0

@@ -1,0 +1,127 @@
+"""Decides what is verified where, and prints it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.config.schema import Precision, RootConfig
+from harness.run.files import write_json
+from harness.verify.errors import VerifyError
+from harness.verify.layouts import MOST_PROCESSES, STANDARD, Case, layout_for, own_layout, small_layout
+from harness.verify.processes import BesideTorchrun, OnThisMachine, Starter
+from harness.verify.table import as_json, checks_table, layout_header, layout_row
+from harness.verify.verify import Outcome, verify
+
+EQUAL, DIFFERENT = 0, 1
+"""Exit codes: every layout computes what one process computes; one does not."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for beside the config."""
+
+    all: bool = False
+    full_layout: bool = False
+    cpu: bool = False
+    json: Path | None = None
+
+
+def run(config: RootConfig, options: Options) -> int:
+    """Verify and print; the exit code, on all processes but the main one 0. Raises VerifyError."""
+    started = _started_ranks()
+    cases = _cases(config, options, started)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started else max(case.ranks for case in cases)
+    on_gpu = not options.cpu and torch.cuda.device_count() >= here
+    model_type = config.model.model_type
+    starter = BesideTorchrun(model_type) if started else OnThisMachine(model_type)
+    outcomes: list[Outcome] = []
+    with _work_folder(config, starter) as work:
+        for precision in _precisions(config, on_gpu):
+            if starter.main:
+                where = "GPU, nccl" if on_gpu else "CPU, gloo"
+                print(f"\n{config.run.name} in small against one process, {precision} ({where})", flush=True)
+            folder = work / precision
+            found = verify(config, cases, precision, starter, folder, on_gpu=on_gpu)
+            outcomes += _print_rows(found, cases) if options.all else _print_checks(found, config)
+    if not starter.main:
+        return EQUAL
+    passed = all(outcome.passed for outcome in outcomes)
+    if options.json is not None:
+        write_json(options.json, as_json(outcomes, run=config.run.name, device="cuda" if on_gpu else "cpu"))
+    print("\nequal" if passed else "\nDIFFERENT: do not train in a layout that failed", flush=True)
+    return EQUAL if passed else DIFFERENT
+
+
+def _started_ranks() -> int:
+    """How many ranks torchrun has started; 0: this process is no rank."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 0
+
+
+def _cases(config: RootConfig, options: Options, started: int) -> Sequence[Case]:
+    """Raises VerifyError where the layouts do not fit the ranks."""
+    if options.all:
+        if started:
+            raise VerifyError("--all starts ranks of its own: run it without torchrun")
+        return STANDARD
+    if options.full_layout:
+        case = own_layout(config)
+        if started and started != case.ranks:
+            raise VerifyError(f"--full-layout: {case.name} needs {case.ranks} ranks, and {started} were started")
+    else:
+        case = layout_for(config, started) if started else small_layout(config)
+    if not started and case.ranks > MOST_PROCESSES:
+        raise VerifyError(
+            f"--full-layout: {case.name} needs {case.ranks} ranks, too many for this machine; start them with srun torchrun"
+        )
+    return [case]
+
+
+def _precisions(config: RootConfig, on_gpu: bool) -> list[Precision]:
+    """fp32 shows the smallest mistake; on GPUs the kernels that the run uses (FP8's need larger matrices) come next."""
+    exact = config.train.precision is Precision.fp32 or not on_gpu
+    return [Precision.fp32] if exact else [Precision.fp32, Precision.bf16]
+
+
+@contextmanager
+def _work_folder(config: RootConfig, starter: Starter) -> Iterator[Path]:
+    """A folder that all ranks see, gone afterwards."""
+    if not isinstance(starter, BesideTorchrun):
+        with tempfile.TemporaryDirectory(prefix="harness-verify-") as folder:
+            yield Path(folder)
+        return
+    made = None
+    if starter.main:
+        Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(prefix=".verify-", dir=Path(config.runs_dir).absolute())
+    folder = starter.share(made)
+    try:
+        yield Path(folder)
+    finally:
+        if starter.main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print_checks(outcomes: Iterator[Outcome], config: RootConfig) -> list[Outcome]:
+    found = []
+    for outcome in outcomes:
+        print(f"{own_layout(config).name}, verified as {outcome.case.name} on {outcome.case.ranks} ranks\n")
+        print(checks_table(outcome), flush=True)
+        found.append(outcome)
+    return found
+
+
+def _print_rows(outcomes: Iterator[Outcome], cases: Sequence[Case]) -> list[Outcome]:
+    found = []
+    width = max(len(case.name) for case in cases)
+    for outcome in outcomes:
+        if not found:
+            print(layout_header([check.name for check in outcome.checks], width))
+        print(layout_row(outcome, width), flush=True)
+        found.append(outcome)
+    return found
