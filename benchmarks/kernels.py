@@ -96,19 +96,16 @@ def product_rows(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def update_rows(count: int = 2**30) -> Iterator[tuple[str, Callable[[], Any]]]:
-    from harness.optim.adamw import update
+    from harness.config.schema import OptimConfig
+    from harness.optim.optimizer import build_optimizer
 
-    p, m, v, g = (torch.rand(count, device="cuda") for _ in range(4))
-    step = torch.ones((), device="cuda")
-    lr, scale, skip = (torch.tensor(value, device="cuda") for value in (1e-4, 1.0, 0.0))
-    parameter = torch.nn.Parameter(p)
-    parameter.grad = g
+    parameter = torch.nn.Parameter(torch.rand(count, device="cuda"))
+    parameter.grad = torch.rand(count, device="cuda")
     fused = torch.optim.AdamW([parameter], fused=True)
+    ours = build_optimizer({"weight": parameter}, OptimConfig())
+    lr, scale, skip = (torch.tensor(value, device="cuda") for value in (1e-4, 1.0, 0.0))
     yield "update of 1.07 B weights, torch's fused AdamW", fused.step
-    yield (
-        "update of 1.07 B weights, ours, clipping and skipping included",
-        lambda: update(p, g, m, v, step, lr, scale, skip, 0.9, 0.95, 1e-8, 0.1),
-    )
+    yield "update of 1.07 B weights, ours, clipping and skipping included", lambda: ours.step(lr, scale, skip)
 
 
 def main() -> None:

@@ -65,6 +65,18 @@ class Stage(nn.Module):
             return hidden
         return self.loss(model.norm(hidden), self.lm.lm_head.weight, labels).view(1)
 
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> "Stage":
+        """Memory for all weights on `device`. Tied weights stay one, which torch does not see to."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.ties_inside:
+            self.lm.lm_head.weight = self.lm.model.embed_tokens.weight
+        return self
+
+    @property
+    def ties_inside(self) -> bool:
+        """Whether embedding and head are one weight in this stage."""
+        return bool(self.lm.config.tie_word_embeddings) and self.is_first and self.is_last
+
     def weights(self) -> dict[str, nn.Parameter]:
         """The stage's parameters by their names in the whole model; tied ones once, under the embedding's name."""
         head, embedding = TIED_HEAD

@@ -1,4 +1,5 @@
-"""Divides a stage on the meta device over the ranks: tensor parallel, FP8, recomputation, compile, FSDP2, in this order."""
+"""Divides a stage on the meta device over the ranks: tensor parallel, FP8, fused projections, recomputation, compile, FSDP2,
+in this order."""
 
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from harness.config.schema import ActivationCheckpoint, Fp8Recipe, Precision, TrainConfig
 from harness.model.stage import Stage
+from harness.parallel.fuse import fuse_projections
 from harness.parallel.mesh import Meshes
 from harness.parallel.recompute import recomputed
 from harness.parallel.tensor import apply_tensor_parallel
@@ -23,6 +25,8 @@ class Treatment:
     activation_checkpoint: ActivationCheckpoint
     """Not `auto`."""
     reshard_after_forward: bool
+    sharded: bool
+    """By FSDP2; otherwise `harness.parallel.replicated` takes care of data parallel."""
 
 
 def compute_dtype(train: TrainConfig, device_type: str) -> torch.dtype:
@@ -38,11 +42,17 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
         from harness.parallel.fp8 import convert
 
         convert(stage, how.fp8)
+    else:
+        for layer in stage.layers.values():
+            if meshes.tp is None and layer.self_attn.q_proj.bias is None:
+                fuse_projections(layer.self_attn)
     for layer in stage.layers.values():
         # the layer's forward is replaced, not the layer: names of parameters stay, and FSDP's hooks stay outside
         layer.forward = recomputed(layer.forward, how.activation_checkpoint)
         if how.compile:
             layer.forward = torch.compile(layer.forward)
+    if not how.sharded:
+        return
     policy = MixedPrecisionPolicy(param_dtype=how.dtype, reduce_dtype=torch.float32)
     for layer in stage.layers.values():
         fully_shard(layer, mesh=meshes.fsdp, mp_policy=policy, reshard_after_forward=how.reshard_after_forward)

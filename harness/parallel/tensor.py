@@ -32,7 +32,7 @@ def apply_tensor_parallel(stage: Stage, mesh: DeviceMesh) -> None:
             style = _style(name, module, lm.config.base_model_tp_plan, lm.config.model_type, mesh.size())
             if style is not None:
                 parallelize_module(module, mesh, style)
-    tied = stage.is_first and stage.is_last and lm.lm_head.weight is lm.model.embed_tokens.weight
+    tied = stage.ties_inside
     if stage.is_first:
         embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
         parallelize_module(lm.model.embed_tokens, mesh, embedding)

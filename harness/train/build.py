@@ -15,6 +15,7 @@ from harness.parallel.apply import Treatment, compute_dtype, parallelize
 from harness.parallel.mesh import Grid, Meshes, build_meshes
 from harness.parallel.model import OneStageModel, ParallelModel
 from harness.parallel.pipeline import PipelineModel
+from harness.parallel.replicated import ReplicatedModel
 from harness.parallel.timetable import layers_of_stages, own_stages
 
 
@@ -46,15 +47,17 @@ def build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int)
     )
     gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     memory = choose(config, gpu_bytes)
+    fp8 = config.train.fp8_recipe if config.train.precision is Precision.fp8 else None
     how = Treatment(
         dtype=dtype,
-        fp8=config.train.fp8_recipe if config.train.precision is Precision.fp8 else None,
+        fp8=fp8,
         compile=config.train.compile and device.type == "cuda",
         activation_checkpoint=memory.activation_checkpoint,
         reshard_after_forward=memory.reshard_after_forward,
+        sharded=grid.dp_shard * grid.cp > 1 or grid.pp > 1 or fp8 is Fp8Recipe.tensorwise,
     )
     model = _divide(config, grid, meshes, how, attention, device, rank)
-    model.fp8_gather = how.fp8 is Fp8Recipe.tensorwise
+    model.fp8_gather = fp8 is Fp8Recipe.tensorwise
     remarks = [*layout(config).remarks, *(remark for remark in (attention.remark, memory.remark) if remark)]
     return Built(model, attention, how, remarks)
 
@@ -77,6 +80,8 @@ def _divide(
         stage = build_stage(config.model, attention.name, layers[number], loss)
         parallelize(stage, meshes, how)
         stages.append(stage.to_empty(device=device))
+    if not how.sharded:
+        return ReplicatedModel(stages[0], how.dtype, meshes.fsdp["dp_replicate"] if grid.dp_replicate > 1 else meshes.fsdp)
     if meshes.pp is None:
         return OneStageModel(stages[0], keep_gathered=not how.reshard_after_forward)
     tokens = config.data.seq_len // (grid.cp * grid.tp)

@@ -38,6 +38,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run
 INTERLEAVED = {"parallel__pp": 2, "parallel__pp_schedule": PipelineSchedule.interleaved}
 LAYOUTS = {
     "fsdp2": (2, {}),
+    "replicated2": (2, {"parallel__dp_replicate": 2}),
+    "replicated2xtp2": (4, {"parallel__dp_replicate": 2, "parallel__tp": 2}),
     "hsdp2x2": (4, {"parallel__dp_replicate": 2}),
     "tp2": (2, {"parallel__tp": 2}),
     "fsdp2xtp2": (4, {"parallel__tp": 2}),
