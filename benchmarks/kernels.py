@@ -8,6 +8,7 @@ Shapes are SmolLM3-3B's at sequence 4096 in bf16; times are medians of CUDA even
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,16 +51,21 @@ def attention_rows(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     scale = HEAD_DIM**-0.5
 
     def run_dense(kernel: Kernel) -> None:
-        torch.autograd.grad(kernel.dense(*dense, scale), dense, upstream)
+        query, key, value = dense
+        torch.autograd.grad(kernel.dense(query, key, value, scale), dense, upstream)
 
     def run_segments(kernel: Kernel, cu: torch.Tensor) -> None:
-        out = kernel.segments(*flat, cu, cu, SEQ, SEQ, scale)
+        assert kernel.segments is not None
+        query, key, value = flat
+        out = kernel.segments(query, key, value, cu, cu, SEQ, SEQ, scale)
         torch.autograd.grad(out, flat, upstream.view(tokens, HEADS, HEAD_DIM))
 
     for name, kernel in (("flash", FLASH), ("cudnn", CUDNN), ("flash4", FLASH4)):
-        yield f"attention, {name}, causal", lambda kernel=kernel: run_dense(kernel)
-        yield f"attention, {name}, causal as segments", lambda kernel=kernel: run_segments(kernel, whole)
-        yield f"attention, {name}, {len(documents) - 1} documents", lambda kernel=kernel: run_segments(kernel, documents)
+        yield f"attention, {name}, causal", partial(run_dense, kernel)
+        if kernel.segments is None:
+            continue
+        yield f"attention, {name}, causal as segments", partial(run_segments, kernel, whole)
+        yield f"attention, {name}, {len(documents) - 1} documents", partial(run_segments, kernel, documents)
 
 
 def loss_rows(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -80,18 +86,28 @@ def loss_rows(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     yield "loss, chunks of 1024 computed twice", lambda: chunked(1024)
     for chunk in (1024, 2048, 4096, 8192):
-        yield f"loss, fused, chunks of {chunk}", lambda chunk=chunk: fused(chunk)
+        yield f"loss, fused, chunks of {chunk}", partial(fused, chunk)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, upstream: torch.Tensor) -> None:
+    torch.autograd.grad(x @ weight.T, [x, weight], upstream)
 
 
 def product_rows(tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    for rows, columns in ((HIDDEN, HIDDEN), (KV_HEADS * HEAD_DIM, HIDDEN), (FFN, HIDDEN), (HIDDEN, FFN), (2 * FFN, HIDDEN)):
+    for rows, columns in (
+        (HIDDEN, HIDDEN),
+        (KV_HEADS * HEAD_DIM, HIDDEN),
+        (FFN, HIDDEN),
+        (HIDDEN, FFN),
+        (2 * FFN, HIDDEN),
+    ):
         x = torch.randn(tokens, columns, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         weight = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         upstream = torch.randn(tokens, rows, device="cuda", dtype=torch.bfloat16)
         flops = 6 * tokens * rows * columns
         yield (
             f"product {columns} -> {rows} ({flops / 1e12:.2f} TFLOP)",
-            lambda x=x, weight=weight, upstream=upstream: torch.autograd.grad(x @ weight.T, [x, weight], upstream),
+            partial(product, x, weight, upstream),
         )
 
 

@@ -18,7 +18,7 @@ from harness.model.attention_kernels import CUDNN, FLASH, FLASH4, has_varlen
 from harness.model.attention_segments import mask, padded, segments
 from harness.parallel.sequence import own_chunks
 
-_FASTEST_FIRST = [AttentionKernel.flash4, AttentionKernel.cudnn, AttentionKernel.flash, AttentionKernel.sdpa]
+_FASTEST_FIRST = [AttentionKernel.cudnn, AttentionKernel.flash4, AttentionKernel.flash, AttentionKernel.sdpa]
 _KERNELS = {AttentionKernel.flash4: FLASH4, AttentionKernel.cudnn: CUDNN, AttentionKernel.flash: FLASH}
 
 Inputs = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -91,6 +91,7 @@ def choose_attention(
     kernel = _KERNELS[chosen]
     if not need.segments:
         return Attention(register(kernel.name, dense(kernel.dense)), remark, _no_inputs)
+    assert kernel.segments is not None
     name = register(f"{kernel.name}_segments{suffix}", in_segments(kernel.segments, chunks, cp_group))
     return Attention(name, remark, _segment_inputs(chunks, chunk_count, kernel.offsets_multiple))
 
@@ -125,7 +126,7 @@ def _pays(kernel: AttentionKernel, need: _Need) -> bool:
         return kernel == AttentionKernel.sdpa
     if kernel == AttentionKernel.flash4:
         return _capability(need.device)[0] in (9, 10)
-    if kernel == AttentionKernel.cudnn:  # it wants repeated key heads for documents, which flash does not
+    if kernel == AttentionKernel.cudnn:
         return not need.segments
     return True
 
@@ -163,18 +164,17 @@ def _flash4_obstacle(need: _Need) -> str | None:
 
 
 def _cudnn_obstacle(need: _Need) -> str | None:
-    if need.cp > 1:
-        return "cudnn does not align the queries of a chunk with the end of its keys, as context parallel needs"
+    if need.segments:
+        return "cudnn plans anew for every set of documents or chunks, which takes far longer than the attention itself"
     if torch.are_deterministic_algorithms_enabled():
         return "cudnn does not give the same bits each time, as train.deterministic asks"
-    kv_heads = need.heads if need.segments else need.kv_heads
     query, key = (
         torch.empty(1, heads, 128, need.head_dim, device=need.device, dtype=need.dtype, requires_grad=True)
-        for heads in (need.heads, kv_heads)
+        for heads in (need.heads, need.kv_heads)
     )
-    case = torch.backends.cuda.SDPAParams(query, key, key, None, 0.0, True, need.heads != kv_heads)
+    case = torch.backends.cuda.SDPAParams(query, key, key, None, 0.0, True, need.heads != need.kv_heads)
     if not torch.backends.cuda.can_use_cudnn_attention(case):
-        return f"cudnn can't do {need.heads} heads over {kv_heads} of head_dim {need.head_dim} on this GPU"
+        return f"cudnn can't do {need.heads} heads over {need.kv_heads} of head_dim {need.head_dim} on this GPU"
     return None
 
 

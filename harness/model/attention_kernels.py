@@ -31,7 +31,8 @@ class Kernel:
     name: str
     """What its attention functions are registered under: transformers reads a meaning into 'flash' and 'sdpa'."""
     dense: Dense
-    segments: SegmentKernel
+    segments: SegmentKernel | None
+    """None where it can\'t do them at a useful speed."""
     offsets_multiple: int
     """Segment offsets are padded to a multiple of this many with empty segments; 1: never."""
 
@@ -207,85 +208,6 @@ def _cudnn_dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sc
     return _sdpa(SDPBackend.CUDNN_ATTENTION, query, key, value, scale)
 
 
-def _cudnn_segments(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    scale: float,
-) -> torch.Tensor:
-    """Its causal mask starts at a segment's first key, so each must have as many keys as queries."""
-    assert max_q == max_k
-    key, value = _repeat_heads(query, key, value)
-    out, _ = cudnn(query, key, value, cu_q, max_q, scale)
-    return out
-
-
-@torch.library.custom_op("harness::cudnn", mutates_args=())
-def cudnn(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu: torch.Tensor, longest: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention in each segment and its log-sum-exp, fp32 [tokens, heads, 1]; as many key heads as query heads."""
-    query, key, value = (t.contiguous() for t in (query, key, value))
-    out, lse, *_ = torch.ops.aten._cudnn_attention_forward(
-        query, key, value, None, cu, cu, longest, longest, True, 0.0, True, False, scale=scale
-    )
-    if lse.shape != (*query.shape[:2], 1):
-        raise NotImplementedError(
-            f"train.attention=cudnn with documents: torch {torch.__version__} has another layout of the log-sum-exp "
-            f"({tuple(lse.shape)}) than is known here; use train.attention=flash"
-        )
-    return out, lse
-
-
-@cudnn.register_fake
-def _(query, key, value, cu, longest, scale):  # type: ignore[no-untyped-def]
-    tokens, heads, _ = query.shape
-    return query.new_empty(query.shape), query.new_empty((tokens, heads, 1), dtype=torch.float32)
-
-
-@torch.library.custom_op("harness::cudnn_backward", mutates_args=())
-def cudnn_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    cu: torch.Tensor,
-    longest: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value."""
-    grad, query, key, value = (t.contiguous() for t in (grad, query, key, value))
-    no_dropout = torch.zeros((), dtype=torch.int64, device=query.device)  # seed and offset of its random numbers
-    dq, dk, dv = torch.ops.aten._cudnn_attention_backward(
-        grad, query, key, value, out, lse, no_dropout, no_dropout, None, cu, cu, longest, longest, 0.0, True,
-        scale=scale,
-    )  # fmt: skip
-    return dq, dk, dv
-
-
-@cudnn_backward.register_fake
-def _(grad, query, key, value, *others):  # type: ignore[no-untyped-def]
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
-
-
-def _cudnn_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query, key, value, cu, ctx.longest, ctx.scale = inputs
-    ctx.save_for_backward(query, key, value, *output, cu)
-
-
-def _cudnn_autograd(ctx: Any, grad: torch.Tensor, unused: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (*cudnn_backward(grad, *ctx.saved_tensors, ctx.longest, ctx.scale), None, None, None)
-
-
-cudnn.register_autograd(_cudnn_autograd, setup_context=_cudnn_setup)
-
-
 # --- common ----------------------------------------------------------------------------------------------------------
 
 
@@ -305,5 +227,5 @@ def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 
 FLASH4 = Kernel("harness_fa4", _flash4_dense, _flash4_segments, offsets_multiple=64)
-CUDNN = Kernel("harness_cudnn", _cudnn_dense, _cudnn_segments, offsets_multiple=64)
+CUDNN = Kernel("harness_cudnn", _cudnn_dense, None, offsets_multiple=64)
 FLASH = Kernel("harness_fa2", _flash_dense, _flash_segments, offsets_multiple=64)

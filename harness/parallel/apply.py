@@ -44,8 +44,8 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
         convert(stage, how.fp8)
     else:
         for layer in stage.layers.values():
-            if meshes.tp is None and layer.self_attn.q_proj.bias is None:
-                fuse_projections(layer.self_attn)
+            if meshes.tp is None:
+                fuse_projections(layer.get_submodule("self_attn"))
     for layer in stage.layers.values():
         # the layer's forward is replaced, not the layer: names of parameters stay, and FSDP's hooks stay outside
         layer.forward = recomputed(layer.forward, how.activation_checkpoint)

@@ -20,7 +20,9 @@ def convert(stage: Stage, recipe: Fp8Recipe) -> None:
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise ValueError(f"train.precision=fp8: needs torchao ({error}): pip install 'harness[gpu]', or set bf16") from error
+        raise ValueError(
+            f"train.precision=fp8: needs torchao ({error}): pip install 'harness[gpu]', or set bf16"
+        ) from error
     config = Float8LinearConfig.from_recipe_name(recipe.value)
     if recipe is Fp8Recipe.tensorwise:
         config = Float8LinearConfig(enable_fsdp_float8_all_gather=True)

@@ -3,12 +3,14 @@
 The weights stay apart, as transformers and checkpoints know them; they are put together as they are used.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 
-def fuse_projections(attention: nn.Module) -> None:
+def fuse_projections(attention: Any) -> None:
     """Let the first of an attention's three projections compute all of them, in place.
 
     `attention` calls q_proj, k_proj and v_proj once each, in this order, on the same input.

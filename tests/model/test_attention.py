@@ -280,36 +280,6 @@ def test_compiled_flash4_is_one_graph(flash_attn: SimpleNamespace, monkeypatch: 
         torch.testing.assert_close(gradients(out, inputs), gradients(wanted, inputs))
 
 
-def test_cudnn_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(q, k, v, bias, cu_q, cu_k, max_q, max_k, with_lse, dropout, causal, debug=False, *, scale):  # type: ignore[no-untyped-def]
-        assert bias is None and with_lse and causal and not dropout and not debug
-        assert q.shape == k.shape and cu_q.equal(cu_k) and max_q == max_k == 32
-        out = attend_in_segments(q, k, v, cu_q, cu_k, max_q, max_k, scale)
-        seed = torch.zeros((), dtype=torch.int64)
-        return out, q.new_zeros(*q.shape[:2], 1), cu_q, cu_k, max_q, max_k, seed, seed.clone(), seed.clone()
-
-    def backward(  # type: ignore[no-untyped-def]
-        grad, q, k, v, out, lse, seed, offset, bias, cu_q, cu_k, max_q, max_k, dropout, causal, *, scale
-    ):
-        assert bias is None and causal and not dropout and lse.shape == (*q.shape[:2], 1)
-        return gradients_in_an_op(
-            lambda *inputs: attend_in_segments(*inputs, cu_q, cu_k, max_q, max_k, scale), (q, k, v), out, grad
-        )
-
-    monkeypatch.setattr(attention, "_obstacle", lambda kernel, need: None)
-    on_cpu = torch.library.Library("aten", "IMPL", "CPU")
-    try:
-        on_cpu.impl("_cudnn_attention_forward", forward)
-        on_cpu.impl("_cudnn_attention_backward", backward)
-        check_against_the_mask(choose(wanted=cudnn))
-        query, key, value = (torch.randn(64, HEADS, HEAD_DIM, requires_grad=True) for _ in range(3))
-        cu = torch.tensor([0, 5, 6, 16, 32, 64, 64], dtype=torch.int32)
-        checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-        torch.library.opcheck(attention_kernels.cudnn, (query, key, value, cu, 32, SCALE), test_utils=checks)
-    finally:
-        on_cpu._destroy()
-
-
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
@@ -336,7 +306,10 @@ def chosen(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> tuple[str, st
 
 def test_auto_takes_the_fastest(gpu: Callable[..., None], flash_attn: SimpleNamespace) -> None:
     assert chosen() == ("harness_fa4_segments", "")
-    assert chosen(document_mask=False) == ("harness_fa4", "")
+    assert chosen(document_mask=False) == ("harness_cudnn", "")
+    gpu(cudnn=False)
+    name, remark = chosen(document_mask=False)
+    assert name == "harness_fa4" and "cudnn can't do 4 heads over 2 of head_dim 8" in remark
     gpu(capability=(8, 0))  # where flash4 can never run, there is nothing to say
     assert chosen() == ("harness_fa2_segments", "")
     assert chosen(document_mask=False) == ("harness_cudnn", "")
@@ -356,8 +329,6 @@ def test_missing_kernels_fall_back_with_a_remark(gpu: Callable[..., None], monke
         name, remark = chosen(wanted=wanted)
         assert name == "harness_fa2_segments"
         assert f"train.attention={wanted}: flash is used, because flash4 needs the package flash-attn-4" in remark
-    name, remark = chosen(document_mask=False)
-    assert name == "harness_cudnn" and "flash-attn-4" in remark
     gpu(varlen=False)
     name, remark = chosen(wanted=flash)
     assert name == "sdpa" and f"torch {torch.__version__} has no flash kernel for variable lengths" in remark
@@ -375,12 +346,12 @@ def test_a_broken_package_is_a_missing_one(gpu: Callable[..., None], monkeypatch
     assert name == "harness_fa2_segments" and "OSError: libcute.so: undefined symbol" in remark
 
 
-def test_cudnn_for_documents_only_when_asked_for(gpu: Callable[..., None], flash_attn: SimpleNamespace) -> None:
-    assert chosen(wanted=cudnn) == ("harness_cudnn_segments", "")
+def test_cudnn_never_sees_documents(gpu: Callable[..., None], flash_attn: SimpleNamespace) -> None:
+    name, remark = chosen(wanted=cudnn)
+    assert name == "harness_fa4_segments" and "plans anew for every set of documents" in remark
     group = SimpleNamespace(group_name="7")
-    name, remark = chosen(wanted=cudnn, cp=2, cp_group=group)
-    assert name == "harness_fa2_segments_cp_7" and "as context parallel needs" in remark
-    assert chosen(document_mask=False, cp=2, cp_group=group) == ("harness_fa4_segments_cp_7", "")
+    name, remark = chosen(document_mask=False, cp=2, cp_group=group)
+    assert name == "harness_fa4_segments_cp_7"
 
 
 def test_deterministic_mode_leaves_cudnn_out(gpu: Callable[..., None]) -> None:
