@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from harness.config.schema import RootConfig
+from harness.data.skips import skip_problems
 
 OPTIMIZERS = ("adamw", "muon", "lamb")
 SCHEDULES = ("wsd", "cosine", "linear")
@@ -15,7 +16,7 @@ def check_training(config: RootConfig) -> Iterator[str]:
     yield from _check_optimizer(config)
     yield from _check_schedule(config)
     yield from _check_spikes(config)
-    yield from _check_skip(config)
+    yield from skip_problems(config.train.skip)
     yield from _check_validation(config)
 
 
@@ -65,26 +66,6 @@ def _check_spikes(config: RootConfig) -> Iterator[str]:
         )
     if train.spike_window < 8:
         yield f"train.spike_window={train.spike_window}: at least 8 steps, or no deviation is known; 128 is usual"
-
-
-def _check_skip(config: RootConfig) -> Iterator[str]:
-    skip = config.train.skip
-    wrong = [pair for pair in skip if len(pair) != 2 or not 1 <= pair[0] <= pair[1]]
-    if wrong:
-        yield f"train.skip={skip}: {wrong[0]} is no range of batches; write [from, to] with 1 <= from <= to"
-    elif (tidy := _in_order(skip)) != skip:
-        yield f"train.skip={skip}: write the ranges in order and without overlap: train.skip={tidy}"
-
-
-def _in_order(ranges: list[list[int]]) -> list[list[int]]:
-    """The same batches as ascending ranges without overlap."""
-    tidy: list[list[int]] = []
-    for start, end in sorted(ranges):
-        if tidy and start <= tidy[-1][1]:
-            tidy[-1][1] = max(tidy[-1][1], end)
-        else:
-            tidy.append([start, end])
-    return tidy
 
 
 def _check_validation(config: RootConfig) -> Iterator[str]:

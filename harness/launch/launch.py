@@ -7,21 +7,22 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import slurm
-from harness.checkpoint.folders import complete_steps
+from harness.checkpoint import rewind
 from harness.cluster import submit
 from harness.config.changes import changes, recorded, refused
 from harness.config.schema import ClusterKind, RootConfig
 from harness.data.check import check_sources
 from harness.data.errors import DataError
 from harness.data.order import SampleOrder, repeats
+from harness.data.skips import Skips
 from harness.data.token_files import open_sources
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder, config_as_dict
+from harness.train.validation import EarlyStop
 
 
 class LaunchError(Exception):
@@ -33,7 +34,7 @@ class LaunchError(Exception):
 
 
 class AlreadyFinished(Exception):
-    """The run has all its steps; there is nothing to launch."""
+    """The run has come to its end; there is nothing to launch."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Launched:
     job_id: str
     run: RunFolder
     resumes_from: int | None
-    """Step of the newest checkpoint, None for a new run."""
+    """Step of the checkpoint that the run goes on from, None for a new run."""
     changed: dict[str, tuple[object, object]]
     """Config values that differ from the run's last launch."""
 
@@ -56,11 +57,14 @@ def plan_for(config: RootConfig) -> Plan:
     """The plan, with the speed that the run itself has measured where it has run before."""
     run = run_folder(config)
     calibration = read_json(run.calibration_path) or {}
-    plan = make_plan(config, calibration.get("tokens_per_second"), newest_step(run) or 0)
-    return dataclasses.replace(plan, **_seen_data(config))
+    choice = _checkpoints(config, run)
+    plan = make_plan(config, calibration.get("tokens_per_second"), max(choice.usable, default=0))
+    read_through, mixture = _seen_data(config)
+    going_back = _going_back(config, run, choice)
+    return dataclasses.replace(plan, repeats=read_through, warnings=[*plan.warnings, *mixture, *going_back])
 
 
-def _seen_data(config: RootConfig) -> dict[str, Any]:
+def _seen_data(config: RootConfig) -> tuple[dict[str, float], list[str]]:
     """How often each source is read through, and warnings about the mixture; nothing where the data can't be read."""
     data = config.data
     try:
@@ -70,13 +74,34 @@ def _seen_data(config: RootConfig) -> dict[str, Any]:
             batch = config.train.global_batch_size
             order = SampleOrder(sources, data.stages, seed=data.seed, seq_len=data.seq_len, global_batch_size=batch)
     except DataError:
-        return {}  # `readiness` says what is wrong
-    return {"repeats": repeats(order, config.train.steps), "warnings": list(order.warnings)}
+        return {}, []  # `readiness` says what is wrong
+    return repeats(order, config.train.steps), list(order.warnings)
+
+
+def _checkpoints(config: RootConfig, run: RunFolder) -> rewind.Choice:
+    return rewind.choose(run.checkpoints_dir, Skips(config.train.skip))
+
+
+def _going_back(config: RootConfig, run: RunFolder, choice: rewind.Choice) -> list[str]:
+    """Says where a changed `train.skip` takes the run back to, if it does."""
+    target = max(choice.usable, default=None)
+    newer = [step for step in choice.disagreeing if target is not None and step > target]
+    if not newer:
+        return []
+    return [
+        f"train.skip={config.train.skip}: the run goes back from step {max(run.last_step(), *newer):,} to step {target:,}, "
+        "its newest checkpoint from before the skipped batches"
+    ]
 
 
 def readiness(config: RootConfig) -> list[str]:
-    """Problems that only this machine shows: data that is not there, Slurm that is not installed."""
-    problems = check_sources(config.data, config.model.vocab_size)
+    """Problems that only this machine shows: data or checkpoints that are not there, Slurm that is not installed."""
+    train = config.train
+    problems = check_sources(config.data, config.model.vocab_size, train.eval_sequences if train.eval_every else 0)
+    run = run_folder(config)
+    choice = _checkpoints(config, run)
+    if choice.disagreeing and not choice.usable:
+        problems.append(rewind.no_way_back(run.checkpoints_dir, choice, Skips(train.skip)))
     if config.model.init_from and not any(Path(config.model.init_from).glob("*.safetensors")):
         problems.append(
             f"model.init_from={config.model.init_from}: no folder with *.safetensors; give a Hugging Face model's folder"
@@ -99,7 +124,7 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
         problems = readiness(config)
         if problems:
             raise LaunchError(problems)
-        resumes_from = newest_step(run)
+        resumes_from = max(_checkpoints(config, run).usable, default=None)
         record = run.record()
         values = config_as_dict(config)
         run.save_config(config)
@@ -119,11 +144,6 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
     return Launched(job_id, run, resumes_from, changed)
 
 
-def newest_step(run: RunFolder) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return max(complete_steps(run.checkpoints_dir), default=None)
-
-
 def make_paths_absolute(config: RootConfig) -> None:
     """The job, and a later launch from elsewhere, must find what is meant here and now."""
 
@@ -132,7 +152,7 @@ def make_paths_absolute(config: RootConfig) -> None:
 
     config.runs_dir = absolute(config.runs_dir)
     config.monitor.targets_dir = absolute(config.monitor.targets_dir)
-    for source in config.data.sources.values():
+    for source in [*config.data.sources.values(), *config.data.validation.values()]:
         source.path = absolute(source.path) if source.path else source.path
     if config.data.tokenizer:
         config.data.tokenizer = absolute(config.data.tokenizer)
@@ -167,19 +187,35 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
                 [f"run.name={run.name}: already {state.lower()} as job {job_id}; follow it with `python -m harness.status {run.name}`, "
                  f"end it with `{stop}`, or choose another run.name"]
             )  # fmt: skip
-    step = newest_step(run)
+    choice = _checkpoints(config, run)
     differences = changes(config_as_dict(previous), config_as_dict(config))
-    if step is not None:
+    if choice.usable or choice.disagreeing:
+        newest = max(choice.usable + choice.disagreeing)
         problems = refused(differences)
         if problems:
             raise LaunchError(
                 [
-                    f"run.name={run.name} resumes from step {step}, and these changes would make it another run; choose a new run.name:",
+                    f"run.name={run.name} has trained to step {newest}, and these changes would make it another run; "
+                    "choose a new run.name:",
                     *problems,
                 ]
             )
-        if step >= config.train.steps:
-            raise AlreadyFinished(
-                f"run {run.name} has finished all {config.train.steps:,} steps; raise train.steps, or choose another run.name"
-            )
+    if choice.usable:
+        _refuse_finished(config, run, max(choice.usable))
     return recorded(differences)
+
+
+def _refuse_finished(config: RootConfig, run: RunFolder, step: int) -> None:
+    """Raises AlreadyFinished where nothing follows after `step`."""
+    train = config.train
+    if step >= train.steps:
+        raise AlreadyFinished(
+            f"run {run.name} has finished all {train.steps:,} steps; raise train.steps, or choose another run.name"
+        )
+    losses = [line["loss"] for line in run.validations() if line["step"] <= step]
+    early_stop = EarlyStop(train.early_stop_evals, losses)
+    if early_stop.stops:
+        raise AlreadyFinished(
+            f"run {run.name} has finished early, after step {step:,} of {train.steps:,}: {early_stop.why}. To train on, raise "
+            "train.early_stop_evals (0: never stop early), or choose another run.name"
+        )

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.checkpoint.manifest import Manifest
 from harness.cluster import submit
 from harness.config.compose import compose
 from harness.launch import __main__ as command_line
+from harness.launch import launch as launch_module
 from harness.launch.launch import make_paths_absolute, run_folder
-from harness.run.files import write_json
+from harness.train.log import write_validation
 from tests.conftest import require
+from tests.tiny import write_tokens
 
 
 def launch(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
@@ -92,10 +95,22 @@ def test_one_bad_run_of_a_sweep_stops_all_before_anything_is_submitted(tmp_path:
 
 def test_paths_mean_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = compose(["+exp=tiny", "data.tokenizer=tok"])
+    config = compose(["+exp=tiny", "data.tokenizer=tok", "+data.validation.held.path=held_out"])
     make_paths_absolute(config)
-    paths = (config.runs_dir, config.monitor.targets_dir, config.data.sources["demo"].path, config.data.tokenizer)
+    data = config.data
+    paths = (config.runs_dir, config.monitor.targets_dir, data.sources["demo"].path, data.tokenizer)
     assert paths == tuple(str(tmp_path / name) for name in ("runs", "runs/.targets", "corpus/tokens", "tok"))
+    assert data.validation["held"].path == str(tmp_path / "held_out")
+
+
+def test_a_plan_warns_of_layout_and_mixture_alike(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens")
+    model = ["model.model_type=olmo2", "model.no_rope_layer_interval=0", "cluster.ranks_per_node=2", "parallel.tp=2"]
+    mixture = [f"data.sources.demo.path={tokens}", "data.stages=[{name: all, weights: {demo: 2.0}}]"]
+    result = launch("+exp=tiny", "dry_run=true", f"runs_dir={tmp_path}", *model, *mixture)
+    assert result.returncode == 0, result.stderr
+    layout, weights = (line for line in result.stdout.splitlines() if line.startswith("  warning"))
+    assert "parallel.tp=2: olmo2 has no tensor-parallel plan" in layout and "weights sum to 2" in weights
 
 
 @pytest.mark.slurm
@@ -125,7 +140,7 @@ class TestRelaunch:
     def checkpoint(self, step: int) -> None:
         folder = self.run.checkpoints_dir / f"step-{step:08d}"
         folder.mkdir()
-        write_json(folder / "manifest.json", {})
+        Manifest(step, 0, 1, 0, {}, (), "", 0.0).write(folder)
 
     def launch(self, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
         code = command_line.main([*self.overrides, *overrides])
@@ -150,7 +165,7 @@ class TestRelaunch:
         self.checkpoint(20)
         code, output = self.launch(capsys, "model.hidden_size=256", "data.seed=9")
         assert code == 2
-        assert "resumes from step 20" in output
+        assert "run.name=tiny has trained to step 20" in output
         assert "model.hidden_size=256: the run was started with 128" in output
         assert "data.seed=9: the run was started with 0" in output
         assert self.run.load_config().model.hidden_size == 128
@@ -164,3 +179,37 @@ class TestRelaunch:
         code, output = self.launch(capsys, "optim.lr=1e-4", "data.sources.demo.path=/nowhere")
         assert code == 2 and "/nowhere" in output
         assert self.run.load_config().optim.lr == 3e-3
+
+    def test_a_run_that_stopped_early_has_nothing_to_do_either(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.checkpoint(40)
+        for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.25), (50, 1.0)):  # step 50 was never saved
+            write_validation(self.run, step, tokens=0, loss=loss, seconds=1.0)
+        asked = ["train.eval_every=10", "+data.validation.held.path=/nowhere"]
+        code, output = self.launch(capsys, *asked, "train.early_stop_evals=2")
+        assert code == 0 and "raise train.early_stop_evals" in output
+        assert "has finished early, after step 40 of 120: the validation loss has had no new low" in output
+        code, output = self.launch(capsys, *asked, "train.early_stop_evals=3")
+        assert code == 2 and "data.validation.held.path=/nowhere" in output  # goes on, were it not for the data
+
+    def test_skipping_what_was_trained_on_goes_back_and_is_recorded(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(launch_module, "check_sources", lambda data, vocabulary, held_out: [])
+        monkeypatch.setattr(submit, "submit", lambda config, run: "78")
+        for step in (20, 40, 120):
+            self.checkpoint(step)
+        code, output = self.launch(capsys, "train.skip=[[25,30]]")
+        assert code == 0
+        assert "train.skip=[[25, 30]]: the run goes back from step 120 to step 20, its newest checkpoint" in output
+        assert "resumes    from the checkpoint of step 20" in output
+        change, submitted = self.run.events()
+        assert (change["event"], change["changes"]["train.skip"]) == ("config_change", [[], [[25, 30]]])
+        assert (submitted["event"], submitted["step"], submitted["job_id"]) == ("submitted", 20, "78")
+
+    def test_skipping_without_a_way_back_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.checkpoint(40)
+        code, output = self.launch(capsys, "train.skip=[[25,30]]")
+        assert code == 2 and "a checkpoint of step 24 or before is needed" in output
+        code, output = self.launch(capsys, "train.skip=[[25,30]]", "dry_run=true")
+        assert code == 0 and "a checkpoint of step 24 or before is needed" in output
+        assert self.run.load_config().train.skip == []

@@ -50,13 +50,13 @@ def train(run: RunFolder) -> int:
 
 
 def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> list[Trainer]:
-    """Make the loss NaN in these steps, as a bad batch would."""
+    """Make what the loss is computed from NaN in these steps, as a bad batch would."""
     seen: list[Trainer] = []
 
     def planting(run: RunFolder, config: object, place: Place, boards: Path) -> Trainer:
         trainer = set_up(run, config, place, boards)  # type: ignore[arg-type]
         seen.append(trainer)
-        trainer.stepper.model.register_forward_hook(
+        trainer.stepper.model.stages[-1].lm.model.norm.register_forward_hook(
             lambda module, args, out: out * float("nan") if trainer.step + 1 in steps else out
         )
         return trainer
@@ -80,9 +80,12 @@ def test_a_step_that_is_not_finite_is_skipped(
     assert train(run) == codes.OK
     board = Board.open_for_read(board_path(alone, 0))
     assert (board.get("nonfinite_total"), board.get("skipped_total")) == (1, 1)
-    assert [(e["event"], e["step"]) for e in run.events()][1:3] == [("skip", 3), ("checkpoint", 3)]
+    assert [(e["event"], e["step"], e.get("reason")) for e in run.events()][2:4] == [
+        ("skip", 3, "not finite"),
+        ("checkpoint", 3, None),
+    ]
     last = run.metrics()[-1]
-    assert (last["step"], last["loss"], last["skipped"]) == (3, None, True)
+    assert (last["step"], last["loss"], last["skipped"]) == (3, None, "not finite")
     assert train(tiny_run(tmp_path, name="shorter", data=data, steps=2, **constant)) == codes.OK
     after_skip, before_skip = map(weights_and_moments, trainers)
     for name, tensor in before_skip.items():  # as they were after step 2
