@@ -117,11 +117,11 @@ def _print_checks(outcomes: Iterator[Outcome], config: RootConfig) -> list[Outco
 
 
 def _print_rows(outcomes: Iterator[Outcome], cases: Sequence[Case]) -> list[Outcome]:
-    found = []
+    found: list[Outcome] = []
     width = max(len(case.name) for case in cases)
     for outcome in outcomes:
         if not found:
-            print(layout_header([check.name for check in outcome.checks], width))
+            print(layout_header(width))
         print(layout_row(outcome, width), flush=True)
         found.append(outcome)
     return found

@@ -1,7 +1,7 @@
 """Holds what the ranks of a layout saw against what one process saw."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,34 @@ from harness.run.files import read_json
 from harness.run.folder import RunFolder
 from harness.verify.rank import EVIDENCE
 
+CHECKS = (
+    "initial weights", "shards differ", "loss", "gradient norm", "gradients", "updated weights", "copies agree",
+    "saved, read alone", "saved alone, read",
+)  # fmt: skip
+"""Names of the checks, in their order."""
+
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest relative differences that rounding explains, measured with room of a factor of ten and more."""
+    """Largest relative differences that rounding explains, with room for models that round more than those measured.
+
+    Measured over the standard layouts, with AdamW, LAMB and Muon, tied and untied: in fp32 7e-8, 4e-7, 2e-6 and 2e-5, in bf16
+    4e-5, 2e-3, 2e-2 and 1e-1 (Muon's; AdamW's is 4e-2)."""
 
     loss: float
     norm: float
     gradients: float
     """Of a tensor's largest difference to its largest element."""
     weights: float
-    """Of the norm of the difference to that of all that the steps have changed: Adam turns the rounding of gradients that
-    are nearly zero into whole steps."""
+    """Of the norm of a tensor's difference to that of all that the steps have changed. The 1% of its elements that differ
+    most are left out: where a gradient is nearly zero, Adam turns its rounding into a whole step."""
 
 
 TOLERANCES = {
-    Precision.fp32: Tolerance(loss=1e-5, norm=1e-4, gradients=1e-4, weights=1e-2),
-    Precision.bf16: Tolerance(loss=5e-3, norm=5e-2, gradients=1e-1, weights=5e-1),
+    Precision.fp32: Tolerance(loss=1e-5, norm=1e-4, gradients=1e-4, weights=1e-3),
+    Precision.bf16: Tolerance(loss=1e-3, norm=2e-2, gradients=1e-1, weights=3e-1),
 }
 
 
@@ -51,7 +60,8 @@ class Check:
     """0: not one bit may differ."""
     passed: bool
     where: str | None
-    """The first tensor (in the model's order) or step that differs, and by how much; None: none does."""
+    """What differs, and by how much: the first tensor in the model's order, and the one that differs most; or the first
+    step. None: nothing does."""
 
 
 def compare(found: Path, reference: Path, tolerance: Tolerance) -> list[Check]:
@@ -66,7 +76,9 @@ def compare(found: Path, reference: Path, tolerance: Tolerance) -> list[Check]:
         return _ratio((one - other).abs().max(), other.abs().max())
 
     def to_movement(name: str, one: torch.Tensor, other: torch.Tensor) -> float:
-        return _ratio(torch.linalg.vector_norm(one - other), moved[name])
+        differences = (one - other).abs().flatten()
+        kept = differences.numel() - max(1, differences.numel() // 100)
+        return _ratio(torch.linalg.vector_norm(differences.sort().values[:kept]), moved[name])
 
     states = [_weights(state) for state in layout.tensors("state")]
     return [
@@ -107,31 +119,29 @@ def _tensors(
     check: str, stages: list[Tensors], expected: Tensors, names: list[str], tolerance: float, measure: Measure
 ) -> Check:
     """Every tensor of every pipeline rank against the one of that name; all names must be among them."""
-    largest, where = 0.0, None
+    differences: dict[str, float] = {}
     for name in names:
         found = [stage[name] for stage in stages if name in stage]
-        if not found and name in expected:
-            return Check(check, None, tolerance, False, f"{name}: no rank has it")
-        for tensor in found:
-            difference = math.inf
-            if name in expected and tensor.shape == expected[name].shape:
-                difference = measure(name, tensor.double(), expected[name].double())
-            if not difference <= tolerance and where is None:  # NaN too
-                where = f"{name} ({difference:.1e})"
-            largest = difference if not difference <= largest else largest
-    return Check(check, largest, tolerance, where is None, where)
+        if name not in expected or not found or any(tensor.shape != expected[name].shape for tensor in found):
+            return Check(check, None, tolerance, False, f"{name} is not there, or has another shape")
+        differences[name] = _largest(measure(name, tensor.double(), expected[name].double()) for tensor in found)
+    failed = [name for name, difference in differences.items() if not difference <= tolerance]  # NaN too
+    where = None
+    if failed:
+        worst = max(failed, key=lambda name: math.inf if math.isnan(differences[name]) else differences[name])
+        where = ", most ".join(f"{name} ({differences[name]:.1e})" for name in dict.fromkeys([failed[0], worst]))
+    return Check(check, _largest(differences.values()), tolerance, not failed, where)
 
 
 def _numbers(check: str, ranks: list[dict[str, Any]], reference: dict[str, Any], key: str, tolerance: float) -> Check:
     """A figure of every step, on every rank."""
-    largest, where = 0.0, None
+    differences, where = [0.0], None
     for step, expected in enumerate(reference[key], 1):
         for number, rank in enumerate(ranks):
-            difference = abs(rank[key][step - 1] - expected) / abs(expected) if expected else math.inf
-            if not difference <= tolerance and where is None:
-                where = f"step {step}, rank {number} ({rank[key][step - 1]:.6g} instead of {expected:.6g})"
-            largest = difference if not difference <= largest else largest
-    return Check(check, largest, tolerance, where is None, where)
+            differences.append(abs(rank[key][step - 1] - expected) / abs(expected) if expected else math.inf)
+            if not differences[-1] <= tolerance and where is None:  # NaN too
+                where = f"step {step} on rank {number}: {rank[key][step - 1]:.6g} instead of {expected:.6g}"
+    return Check(check, _largest(differences), tolerance, where is None, where)
 
 
 def _shards(layout: _Evidence, names: list[str]) -> Check:
@@ -179,6 +189,12 @@ def _read(checkpoint: Path) -> Tensors:
 def _weights(state: Mapping[str, torch.Tensor]) -> Tensors:
     prefix = "model."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _largest(differences: Iterable[float]) -> float:
+    """The largest, or NaN where there is one."""
+    found = list(differences)
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def _ratio(difference: torch.Tensor, size: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from harness.config.layout import layout
 from harness.config.schema import ParallelConfig, PipelineSchedule, RootConfig
-from harness.model.family import tensor_parallel_divides
+from harness.model.family import NO_TENSOR_PARALLEL, tensor_parallel_divides
 from harness.verify.errors import VerifyError
 
 MOST_PROCESSES = 32
@@ -54,8 +54,10 @@ def own_layout(config: RootConfig) -> Case:
 
 
 def small_layout(config: RootConfig) -> Case:
-    """The config's layout with every size above one as two."""
-    sizes = {name: min(size, 2) for name, size in layout(config).parallel.items()}
+    """The config's layout with every size above one as two (an odd tp stays: two might not divide the heads)."""
+    sizes = {
+        name: size if name == "tp" and size % 2 else min(size, 2) for name, size in layout(config).parallel.items()
+    }
     return _named(replace(config.parallel, pp_stages_per_rank=2, **sizes))  # type: ignore[arg-type]
 
 
@@ -77,6 +79,8 @@ def layout_for(config: RootConfig, ranks: int) -> Case:
 
 def impossible(config: RootConfig, case: Case) -> str | None:
     """Why the config's model can't be divided like that, or None."""
+    if case.parallel.tp > 1 and config.model.model_type in NO_TENSOR_PARALLEL:
+        return f"{config.model.model_type} has no tensor-parallel plan ({NO_TENSOR_PARALLEL[config.model.model_type]})"
     for key, value in tensor_parallel_divides(config.model).items():
         if value % case.parallel.tp:
             return f"parallel.tp={case.parallel.tp} does not divide {key}={value}"
@@ -84,7 +88,8 @@ def impossible(config: RootConfig, case: Case) -> str | None:
 
 
 def _named(parallel: ParallelConfig) -> Case:
-    sizes = {name: getattr(parallel, name) for name in ("pp", "dp_replicate", "dp_shard", "cp", "tp")}
-    if parallel.pp > 1 and parallel.pp_schedule is PipelineSchedule.interleaved:
-        sizes[f"pp {parallel.pp_schedule.value}"] = sizes["pp"]
-    return Case(" x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "1", parallel)
+    names = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+    sizes = {name: f"{name} {getattr(parallel, name)}" for name in names if getattr(parallel, name) > 1}
+    if "pp" in sizes and parallel.pp_schedule is PipelineSchedule.interleaved:
+        sizes["pp"] += " interleaved"
+    return Case(" x ".join(sizes.values()) or "1", parallel)

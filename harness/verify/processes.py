@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -21,6 +21,9 @@ TIMEOUT = 600.0
 GRACE = 5.0
 """Seconds that the others have to end by themselves once one has failed."""
 
+LAST_LINES = 12
+"""Of what a failed rank printed are shown."""
+
 Target = Callable[..., None]
 
 
@@ -30,6 +33,8 @@ class Failure:
 
     rank: int
     text: str
+    time: float
+    """When it printed its last line, or the wait for it was over: Unix time."""
 
 
 class Starter(ABC):
@@ -66,6 +71,7 @@ class Starter(ABC):
         try:
             for environment in environments:
                 log = logs / f"rank-{environment['RANK']}.log"
+                log.touch()
                 process = self._context.Process(target=_enter, args=(target, arguments, environment, log), daemon=True)
                 process.start()
                 processes[int(environment["RANK"])] = process
@@ -102,7 +108,7 @@ class BesideTorchrun(Starter):
         failures = self._run_processes(target, [{**os.environ, "MASTER_PORT": str(port)}], logs, arguments)
         gathered: list[list[Failure]] = [[]] * ranks
         dist.all_gather_object(gathered, failures)
-        return [failure for of_rank in gathered for failure in of_rank]
+        return _in_order(failure for of_rank in gathered for failure in of_rank)
 
     def share(self, value: Any) -> Any:
         """What the main process has for `value`, in all of them."""
@@ -129,20 +135,22 @@ def _wait(processes: dict[int, ForkServerProcess], logs: Path) -> list[Failure]:
             if process.exitcode is not None:
                 del running[rank]
                 if process.exitcode:
-                    failures.append(Failure(rank, _last_words(logs / f"rank-{rank}.log", process.exitcode)))
+                    failures.append(_failure(rank, logs / f"rank-{rank}.log", process.exitcode))
                     deadline = min(deadline, time.monotonic() + GRACE)
-    hung = [Failure(rank, f"did not finish within {TIMEOUT:.0f} s") for rank in running]
-    return failures or hung
+    hung = [Failure(rank, f"did not finish within {TIMEOUT:.0f} s", time.time()) for rank in running]
+    return _in_order(failures) or hung
 
 
-def _last_words(log: Path, code: int) -> str:
-    """The end of what a failed rank printed."""
-    try:
-        lines = log.read_text(errors="replace").rstrip().splitlines()
-    except OSError:
-        lines = []
+def _in_order(failures: Iterable[Failure]) -> list[Failure]:
+    """The first one first: the others mostly failed for want of it."""
+    return sorted(failures, key=lambda failure: failure.time)
+
+
+def _failure(rank: int, log: Path, code: int) -> Failure:
+    """With the end of what the rank printed."""
+    lines = log.read_text(errors="replace").rstrip().splitlines()
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return "\n".join([ended, *lines[-12:]])
+    return Failure(rank, "\n".join([ended, *lines[-LAST_LINES:]]), log.stat().st_mtime)
 
 
 def _enter(target: Target, arguments: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:

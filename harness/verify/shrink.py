@@ -14,6 +14,7 @@ from harness.config.schema import (
     MonitorConfig,
     Precision,
     RootConfig,
+    ScheduleConfig,
     SourceConfig,
     StageConfig,
 )
@@ -35,7 +36,7 @@ def shrink(config: RootConfig, cases: Sequence[Case], precision: Precision, *, o
     """
     small = copy.deepcopy(config)
     small.cluster = ClusterConfig(kind=ClusterKind.local, gpus_per_node=1 if on_gpu else 0)
-    small.checkpoint, small.monitor = CheckpointConfig(keep=None), MonitorConfig()
+    small.checkpoint, small.monitor, small.schedule = CheckpointConfig(keep=None), MonitorConfig(), ScheduleConfig()
     layouts = [layout(placed(small, case)) for case in cases]
     tp = lcm(*(found.tp for found in layouts))
     unit = 2 * lcm(*(found.cp for found in layouts)) * tp

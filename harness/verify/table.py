@@ -1,12 +1,13 @@
 """Outcomes as people and programs read them."""
 
 import dataclasses
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness import __version__
-from harness.verify.compare import Check
+from harness.verify.compare import CHECKS, Check
 from harness.verify.verify import Outcome
 
 
@@ -22,9 +23,9 @@ def checks_table(outcome: Outcome) -> str:
     return _aligned(rows)
 
 
-def layout_header(names: Sequence[str], width: int) -> str:
+def layout_header(width: int) -> str:
     """The line above those of `layout_row`."""
-    return f"{'layout':<{width}}  ranks  " + "  ".join(f"{name:>{_column(name)}}" for name in names)
+    return f"{'layout':<{width}}  ranks  " + "  ".join(f"{name:>{_column(name)}}" for name in CHECKS)
 
 
 def layout_row(outcome: Outcome, width: int) -> str:
@@ -35,7 +36,7 @@ def layout_row(outcome: Outcome, width: int) -> str:
     if outcome.error is not None:
         return f"{start}FAILED: {outcome.error}"
     cells = [f"{_difference(check) if check.passed else 'FAILED':>{_column(check.name)}}" for check in outcome.checks]
-    failed = [f"  {check.name}: {check.where}" for check in outcome.checks if not check.passed]
+    failed = [f"{'':<{width}}  {check.name}: {check.where}" for check in outcome.checks if not check.passed]
     return "\n".join([start + "  ".join(cells), *failed])
 
 
@@ -57,7 +58,7 @@ def as_json(outcomes: Iterable[Outcome], **facts: Any) -> dict[str, Any]:
                 "passed": outcome.passed,
                 "error": outcome.error,
                 "impossible": outcome.impossible,
-                "checks": [dataclasses.asdict(check) for check in outcome.checks],
+                "checks": [_plain(check) for check in outcome.checks],
             }
             for outcome in found
         ],
@@ -66,6 +67,12 @@ def as_json(outcomes: Iterable[Outcome], **facts: Any) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }  # fmt: skip
+
+
+def _plain(check: Check) -> dict[str, Any]:
+    """JSON knows no NaN: null, as where there is no number."""
+    finite = check.difference is not None and math.isfinite(check.difference)
+    return {**dataclasses.asdict(check), "difference": check.difference if finite else None}
 
 
 def _difference(check: Check) -> str:
