@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from harness.parallel.local import plain
+
 State = dict[str, torch.Tensor]
 
 
@@ -21,7 +23,7 @@ def training_state(
     """
     state: State = {}
     for name, parameter in parameters.items():
-        state[f"model.{name}"] = parameter.detach()
+        state[f"model.{name}"] = plain(parameter)
         for key, value in optimizer[name].items():
             state[f"optim.{name}.{key}"] = value
     state |= {f"ema.{name}": average for name, average in (ema or {}).items()}

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.model.stage import TIED_HEAD, Stage
+from harness.parallel.local import local
 
 
 class InitFromError(ValueError):
@@ -52,7 +53,7 @@ def load_weights(stage: Stage, folder: Path) -> None:
     _check_tensors(stage, folder, files)
     for name, parameter in stage.weights().items():
         with safe_open(files[name], framework="pt") as opened:
-            _local(parameter).copy_(opened.get_slice(name)[own_part(parameter)])
+            local(parameter).copy_(opened.get_slice(name)[own_part(parameter)])
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def _as_embedding(weight: nn.Parameter, padding: int | None) -> nn.Embedding:
 def _unsharded_twin(module: nn.Module) -> nn.Module:
     """A copy of the module with empty tensors of full size in place of its own."""
     twin = copy.copy(module)
-    device = _local(next(t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)).device
+    device = local(next(t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)).device
     twin._parameters = {
         key: None if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device))
         for key, p in module._parameters.items()
@@ -140,11 +141,7 @@ def _unsharded_twin(module: nn.Module) -> nn.Module:
 
 
 def _keep_own_part(tensor: torch.Tensor, full: torch.Tensor) -> None:
-    _local(tensor).copy_(full[own_part(tensor)])
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    local(tensor).copy_(full[own_part(tensor)])
 
 
 def _seed_of(seed: int, name: str) -> int:
@@ -152,7 +149,7 @@ def _seed_of(seed: int, name: str) -> int:
 
 
 def _cuda_devices(tensors: dict[str, torch.Tensor]) -> list[int]:
-    return sorted({tensor.device.index for tensor in map(_local, tensors.values()) if tensor.is_cuda})
+    return sorted({tensor.device.index for tensor in map(local, tensors.values()) if tensor.is_cuda})
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

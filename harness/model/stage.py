@@ -63,7 +63,8 @@ class Stage(nn.Module):
             )
         if self.loss is None:
             return hidden
-        return self.loss(model.norm(hidden), self.lm.lm_head.weight, labels).view(1)
+        # not a view: FSDP2 hangs its hooks on what leaves the module
+        return torch.stack([self.loss(model.norm(hidden), self.lm.lm_head.weight, labels)])
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> "Stage":
         """Memory for all weights on `device`. Tied weights stay one, which torch does not see to."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.optim.shards import local
+from harness.parallel.local import local
 
 
 class Optimizer(ABC):

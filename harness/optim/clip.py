@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from harness.optim.shards import copies, local
+from harness.optim.shards import copies
+from harness.parallel.local import local
 
 
 def local_square_sum(parameters: Iterable[nn.Parameter], ranks: int) -> torch.Tensor:

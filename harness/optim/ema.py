@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from harness.optim.base import constant, zeros_like
-from harness.optim.shards import flat, local
+from harness.optim.shards import flat
+from harness.parallel.local import local
 
 
 class Ema:

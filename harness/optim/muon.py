@@ -17,7 +17,8 @@ from harness.optim.adam import keep_where_skipped
 from harness.optim.adamw import AdamW
 from harness.optim.base import Optimizer, constant, for_device, zeros_like
 from harness.optim.rules import decays, is_layer_matrix
-from harness.optim.shards import flat, flat_gradient, local
+from harness.optim.shards import flat, flat_gradient
+from harness.parallel.local import local
 
 ITERATIONS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -3,10 +3,7 @@
 import torch
 from torch.distributed.tensor import DTensor
 
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part; a plain tensor is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+from harness.parallel.local import local
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
     if how.fp8 is not None:
         from harness.parallel.fp8 import convert
 
-        convert(stage, how.fp8)
+        convert(stage, how.fp8, emulate=meshes.fsdp.device_type != "cuda")
     else:
         for layer in stage.layers.values():
             if meshes.tp is None:

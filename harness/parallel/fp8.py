@@ -1,12 +1,12 @@
 """FP8 matrix products in the layers, by torchao. Weights, gradients and optimizer state stay fp32.
 
 With tensorwise scales FSDP2 gathers the weights in FP8: torchao wraps each rank's fp32 part in a tensor of its own kind,
-which casts itself before it is sent. `local_tensor` sees through that wrapping.
+which casts itself before it is sent. `harness.parallel.local` sees through that wrapping.
 """
 
-import torch
+from dataclasses import replace
+
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from harness.config.schema import Fp8Recipe
 from harness.model.stage import Stage
@@ -15,17 +15,20 @@ MIN_WIDTH = 1024
 """Matrices with a narrower side stay in bf16: casting costs them more than the faster product saves."""
 
 
-def convert(stage: Stage, recipe: Fp8Recipe) -> None:
-    """Let the layers' matrices multiply in FP8, in place. Raises ValueError where torchao is missing."""
+def convert(stage: Stage, recipe: Fp8Recipe, *, emulate: bool) -> None:
+    """Let the layers' matrices multiply in FP8, in place. With `emulate` only their values are rounded to it, for devices
+    without FP8 units. Raises ValueError where torchao is missing."""
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ValueError(
             f"train.precision=fp8: needs torchao ({error}): pip install 'harness[gpu]', or set bf16"
         ) from error
-    config = Float8LinearConfig.from_recipe_name(recipe.value)
-    if recipe is Fp8Recipe.tensorwise:
-        config = Float8LinearConfig(enable_fsdp_float8_all_gather=True)
+    config = replace(
+        Float8LinearConfig.from_recipe_name(recipe.value),
+        enable_fsdp_float8_all_gather=recipe is Fp8Recipe.tensorwise,
+        emulate=emulate,
+    )
     for layer in stage.layers.values():
         convert_to_float8_training(layer, config=config, module_filter_fn=_wide)
 
@@ -35,13 +38,6 @@ def precompute_scales(stage: Stage) -> None:
     from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
 
     precompute_float8_dynamic_scale_for_fsdp(stage)
-
-
-def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `tensor`, as a plain tensor that shares its memory."""
-    with torch.no_grad():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return getattr(local, "_tensor", local)
 
 
 def _wide(module: nn.Module, name: str) -> bool:

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from harness.model.stage import Stage
+from harness.parallel.local import local
 from harness.parallel.model import Inputs, ParallelModel
 
 
@@ -60,7 +61,7 @@ class ReplicatedModel(ParallelModel):
         """Write the weights that the layers compute with."""
         if self._copies is None or self._dtype == torch.float32:
             return
-        pairs = [(_local(copy), _local(self.parameters[name])) for name, copy in self._copies.items()]
+        pairs = [(local(copy), local(self.parameters[name])) for name, copy in self._copies.items()]
         torch._foreach_copy_([copy for copy, _ in pairs], [master for _, master in pairs])
 
     def _computing(self) -> dict[str, nn.Parameter]:
@@ -117,7 +118,7 @@ class _Reduction:
         """Begin to sum a bucket in fp32, whatever the gradients are in."""
         for parameter in bucket:
             _add_up(parameter)
-        gradients = [_local(parameter.grad) for parameter in bucket if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in bucket if parameter.grad is not None]
         flat = torch.empty(sum(g.numel() for g in gradients), dtype=torch.float32, device=gradients[0].device)
         torch._foreach_copy_(list(flat.split([g.numel() for g in gradients])), [g.reshape(-1) for g in gradients])
         for parameter in bucket:
@@ -138,9 +139,9 @@ def _spread(flat: torch.Tensor, bucket: list[nn.Parameter]) -> None:
     """Let the parts of `flat` be the gradients of the bucket's weights."""
     start = 0
     for parameter in bucket:
-        local = _local(parameter.detach())
-        part = flat[start : start + local.numel()].view(local.shape)
-        start += local.numel()
+        own = local(parameter.detach())
+        part = flat[start : start + own.numel()].view(own.shape)
+        start += own.numel()
         parameter.grad_dtype = None
         if isinstance(parameter, DTensor):
             part = DTensor.from_local(
@@ -165,7 +166,3 @@ def _buckets(copies: dict[str, nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 def _copy(master: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(master.detach().to(dtype))
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

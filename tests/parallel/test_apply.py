@@ -8,8 +8,8 @@ from harness.config.schema import ActivationCheckpoint, Precision, TrainConfig
 from harness.model.init import init_weights
 from harness.model.stage import build_stage
 from harness.model.token_loss import TokenLoss
-from harness.optim.shards import local
 from harness.parallel.apply import compute_dtype
+from harness.parallel.local import local
 from harness.parallel.mesh import resolve
 from harness.parallel.tensor import apply_tensor_parallel
 from harness.train.build import build_model
