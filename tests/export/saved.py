@@ -10,21 +10,19 @@ from harness.checkpoint.manifest import identity
 from harness.checkpoint.reports import Reports
 from harness.checkpoint.save import Saver
 from harness.checkpoint.state import training_state
-from harness.config.schema import ActivationCheckpoint, ModelConfig
+from harness.config.schema import ModelConfig
 from harness.model.init import init_weights
 from harness.model.stage import Stage, build_stage
 from harness.model.token_loss import TokenLoss
 from harness.observe.board import Board, board_path
-from harness.parallel.apply import Treatment, parallelize
-from harness.parallel.mesh import Grid, build_meshes
-from harness.parallel.timetable import layers_of_stages
+from harness.parallel.mesh import resolve
 from harness.run.folder import RunFolder
+from harness.train.build import build_model
 from tests.ranks import in_ranks
 from tests.tiny import tiny_run
 
 SEED = 5
 CPU = torch.device("cpu")
-ALONE = Grid(pp=1, dp_replicate=1, dp_shard=1, cp=1, tp=1)
 
 
 def whole(model: ModelConfig) -> Stage:
@@ -36,23 +34,21 @@ def whole(model: ModelConfig) -> Stage:
 
 
 def saved_run(
-    root: Path, grid: Grid = ALONE, steps: tuple[int, ...] = (6,), ema: bool = False, **changes: Any
+    root: Path, *, ranks: int = 1, steps: tuple[int, ...] = (6,), ema: bool = False, **changes: Any
 ) -> RunFolder:
     """A run whose checkpoints hold its first weights, times the step; the moving average is half of that."""
     run = tiny_run(root, optim__ema_decay=0.5 if ema else None, **changes)
-    in_ranks(_save, grid.world_size, run, grid, steps, ema)
+    in_ranks(_save, ranks, run, steps, ema)
     return run
 
 
-def _save(rank: int, world_size: int, run: RunFolder, grid: Grid, steps: tuple[int, ...], ema: bool) -> None:
+def _save(rank: int, world_size: int, run: RunFolder, steps: tuple[int, ...], ema: bool) -> None:
     config = run.load_config()
-    meshes = build_meshes(grid, "cpu")
-    layers = layers_of_stages(config.model.num_hidden_layers, grid.pp)[grid.pp_rank(rank)]
-    loss = TokenLoss(z_loss=0.0, tp_mesh=meshes.tp) if layers.stop == config.model.num_hidden_layers else None
-    stage = build_stage(config.model, "sdpa", layers, loss)
-    parallelize(stage, meshes, Treatment(torch.float32, None, False, ActivationCheckpoint.none, False))
-    init_weights(stage.to_empty(device=CPU), SEED)
-    parameters = stage.weights()
+    config.cluster.ranks_per_node = world_size
+    model = build_model(config, resolve(config, world_size), CPU, rank).model
+    for stage in model.stages:
+        init_weights(stage, SEED)
+    parameters = model.parameters
     first = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = {name: {"exp_avg": torch.zeros_like(tensor)} for name, tensor in first.items()}
     reports = Reports(Board.open_for_write(board_path(run.path / "boards", rank)), run.ledger(0), rank)

@@ -20,15 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.checkpoint.folders import complete_path
 from harness.config.schema import SourceConfig
+from harness.data.loader import Loader
 from harness.export import model_files, weights
 from harness.export.__main__ import main
 from harness.model.build import transformers_config
 from harness.model.init import load_weights
-from harness.parallel.mesh import Grid
 from harness.run.folder import RunFolder
+from harness.train.setup import open_data
 from tests.data.conftest import write_token_file
 from tests.export.saved import saved_run, whole
-from tests.tiny import END, VOCAB, tiny_model
+from tests.ranks import exit_codes, start_trainers
+from tests.tiny import END, VOCAB, losses, tiny_model, tiny_run
 
 QWEN3 = {f"model__{k}": v for k, v in vars(tiny_model(model_type="qwen3", no_rope_layer_interval=0)).items()}
 TOKENS = torch.randint(1, VOCAB, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -56,18 +58,18 @@ def expected_logits(run: RunFolder, factor: float, dtype: torch.dtype = torch.fl
         return model(TOKENS).logits
 
 
-LAYOUTS: dict[str, tuple[Grid, dict[str, Any]]] = {
-    "alone": (Grid(1, 1, 1, 1, 1), {}),
-    "fsdp2xtp2": (Grid(1, 1, 2, 1, 2), {"model__tie_word_embeddings": False}),
-    "pp2xfsdp2": (Grid(2, 1, 2, 1, 1), {}),
-    "hsdp2x2-qwen3": (Grid(1, 2, 2, 1, 1), QWEN3),
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "alone": (1, {}),
+    "fsdp2xtp2": (4, {"parallel__tp": 2, "model__tie_word_embeddings": False}),
+    "pp2xfsdp2": (4, {"parallel__pp": 2}),
+    "hsdp2x2-qwen3": (4, {"parallel__dp_replicate": 2, **QWEN3}),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_transformers_computes_what_the_run_computes(layout: str, tmp_path: Path) -> None:
-    grid, changes = LAYOUTS[layout]
-    run = saved_run(tmp_path, grid, **changes)
+    ranks, changes = LAYOUTS[layout]
+    run = saved_run(tmp_path, ranks=ranks, **changes)
     assert main([str(run.path), "--dtype", "float32"]) == 0
     exported = run.path / "export" / "step-00000006"
     assert torch.equal(logits(exported), expected_logits(run, 6))
@@ -77,6 +79,24 @@ def test_transformers_computes_what_the_run_computes(layout: str, tmp_path: Path
     load_weights(stage, exported)
     for name, parameter in stage.weights().items():
         assert torch.equal(parameter, first[name] * 6), name
+
+
+def test_the_loss_of_a_real_run_goes_on_in_transformers(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, steps=3, checkpoint__every_steps=2, data__document_mask=False, parallel__tp=2)
+    assert exit_codes(start_trainers(run.path, 2, tmp_path)) == [0, 0], (tmp_path / "rank-0.log").read_text()
+    assert main([str(run.path), "--step", "2", "--dtype", "float32"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(run.path / "export" / "step-00000002", dtype=torch.float32)
+    config = run.load_config()
+    data = open_data(config)
+    batch = {"global_batch_size": 8, "micro_batch_size": 8, "dp_rank": 0, "dp_size": 1, "seq_len": config.data.seq_len}
+    with Loader(
+        data.sources, data.order, start_step=2, eos_token_id=data.eos_token_id, document_mask=False, **batch
+    ) as loader:
+        (micro,) = next(loader).micro_batches
+    with torch.no_grad():
+        found = model(torch.from_numpy(micro.input_ids)).logits.flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(found, torch.from_numpy(micro.labels).flatten())
+    assert loss.item() == pytest.approx(losses(run)[3], rel=1e-6)
 
 
 def test_step_average_and_number_format(run: RunFolder, tmp_path: Path) -> None:
