@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Prove that a layout computes the same model as one process: trains a small copy of the run for a few\n"
         "steps both ways and compares initial weights, losses, gradients, updated weights and checkpoints.",
         epilog="""  python -m harness.verify +exp=smol3b                  its layout in small, on this machine
-  python -m harness.verify +exp=smol3b --all            twelve layouts on up to four processes
+  python -m harness.verify +exp=smol3b --all            each kind of layout, on up to four processes
   srun torchrun ... -m harness.verify +exp=smol3b       on the ranks that torchrun has started
 
 Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
@@ -52,7 +52,9 @@ Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
         "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="every layout that fits on four processes, one line each")
+    which.add_argument(
+        "--all", action="store_true", help="each kind of layout that fits on four processes, one line each"
+    )
     which.add_argument("--full-layout", action="store_true", help="the layout as it is, with all of its ranks")
     parser.add_argument("--cpu", action="store_true", help="compute on the CPU also where there are GPUs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")

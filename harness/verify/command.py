@@ -34,6 +34,8 @@ class Options:
 
 def run(config: RootConfig, options: Options) -> int:
     """Verify and print; the exit code, on all processes but the main one 0. Raises VerifyError."""
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise VerifyError(f"--json {options.json}: no such folder")
     started = _started_ranks()
     cases = _cases(config, options, started)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started else max(case.ranks for case in cases)
@@ -97,8 +99,13 @@ def _work_folder(config: RootConfig, starter: Starter) -> Iterator[Path]:
         return
     made = None
     if starter.main:
-        Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
-        made = tempfile.mkdtemp(prefix=".verify-", dir=Path(config.runs_dir).absolute())
+        try:
+            Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
+            made = tempfile.mkdtemp(prefix=".verify-", dir=Path(config.runs_dir).absolute())
+        except OSError as error:
+            raise VerifyError(
+                f"runs_dir={config.runs_dir}: can't write there ({error.strerror}); set a folder that every node sees"
+            ) from error
     folder = starter.share(made)
     try:
         yield Path(folder)

@@ -32,6 +32,7 @@ def _case(name: str, **sizes: int | PipelineSchedule) -> Case:
 ALONE = _case("1")
 STANDARD = (
     ALONE,
+    _case("dp_replicate 2", dp_replicate=2),
     _case("dp_shard 2", dp_shard=2),
     _case("hsdp 2 x 2", dp_replicate=2, dp_shard=2),
     _case("tp 2", tp=2),

@@ -209,6 +209,7 @@ def test_what_can_not_be_verified(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "parallel.tp=3: must divide" in problem(capsys, "+exp=tiny", "parallel.tp=3", "cluster.ranks_per_node=3")
     assert "no such key" in problem(capsys, "+exp=tiny", "parallel.tpp=3")
     assert "needs 384 ranks, too many for this machine" in problem(capsys, "+exp=smol3b", "--full-layout")
+    assert "no such folder" in problem(capsys, "+exp=tiny", "--json", "/nowhere/found.json")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "6")
     assert "dp_replicate 192 x tp 2 needs 384 ranks, and 6 were started" in problem(
