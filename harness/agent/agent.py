@@ -174,7 +174,7 @@ class Agent:
     def _outcome(self, launcher_code: int | None) -> Outcome:
         states = {int(board.get("state")) for board in self._boards()}
         if launcher_code == OK and states == {int(RankState.finished)}:
-            return Outcome("finished", "", f"all {self._config.train.steps} steps are done", final=True)
+            return Outcome("finished", "", self._why_finished(), final=True)
         if launcher_code == OK and states == {int(RankState.stopped)}:
             return Outcome("stopped", "timeout", "saved and stopped before the time limit", final=False)
         if self._terminated:
@@ -183,6 +183,15 @@ class Agent:
         reason = "nonfinite" if code == NONFINITE else "unknown"
         why = MEANING.get(code, f"the launcher ended with status {code}")
         return Outcome("failed", reason, why, final=code in NOT_RETRIED, exit_code=code)
+
+    def _why_finished(self) -> str:
+        train, step = self._config.train, self._step()
+        if step >= train.steps:
+            return f"all {train.steps} steps are done"
+        return (
+            f"stopped early after step {step} of {train.steps}: {train.early_stop_evals} validations in a row without a new "
+            "low (train.early_stop_evals)"
+        )
 
 
 def _end(launcher: "subprocess.Popen[bytes]", patience: float) -> None:

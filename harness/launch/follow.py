@@ -43,26 +43,31 @@ class _Printer:
         if state and state != self._state:
             print(f"job is {state.lower()}", flush=True)
         self._state = state
-        news = [
-            *self._run.last_metrics(NEWEST_LINES),
-            *(event for event in self._run.events() if event["event"] not in QUIET_EVENTS),
+        news = [(record["time"], step_line(record, self._steps)) for record in self._run.last_metrics(NEWEST_LINES)]
+        news += [(record["time"], validation_line(record)) for record in self._run.validations()]
+        news += [
+            (record["time"], event_line(record)) for record in self._run.events() if record["event"] not in QUIET_EVENTS
         ]
-        news = sorted(
-            (record for record in news if record["time"] > self._shown_until), key=lambda record: record["time"]
-        )
-        for record in news:
-            print(event_line(record) if "event" in record else step_line(record, self._steps), flush=True)
-            self._shown_until = record["time"]
+        for when, line in sorted(news):
+            if when > self._shown_until:
+                print(line, flush=True)
+        self._shown_until = max([self._shown_until, *(when for when, _ in news)])
 
 
 def step_line(record: dict[str, Any], steps: int) -> str:
     """`step 20/120  loss 5.321  4,012 tokens/s  lr 3.0e-03  1.02 s  1 min 42 s left`."""
     left = (steps - record["step"]) * record["step_seconds"]
-    loss, grad_norm = (math.nan if record[key] is None else record[key] for key in ("loss", "grad_norm"))
+    skipped = f"  SKIPPED: {record['skipped']}" if record.get("skipped") else ""
     return (
-        f"step {record['step']:,}/{steps:,}  loss {loss:.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
-        f"grad norm {grad_norm:.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  {duration_text(left)} left"
+        f"step {record['step']:,}/{steps:,}  loss {_number(record['loss']):.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"grad norm {_number(record['grad_norm']):.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  "
+        f"{duration_text(left)} left{skipped}"
     )
+
+
+def validation_line(record: dict[str, Any]) -> str:
+    """`step 20: validation loss 5.1234 (1.3 s)`."""
+    return f"step {record['step']:,}: validation loss {_number(record['loss']):.4f} ({record['seconds']:.1f} s)"
 
 
 def event_line(record: dict[str, Any]) -> str:
@@ -75,11 +80,22 @@ def event_line(record: dict[str, Any]) -> str:
         parts.append(f"at step {record['step']:,}")
     if record.get("node"):
         parts.append(f"on {record['node']}")
-    if record.get("seconds") is not None and record.get("bytes") is not None:
-        parts.append(f"{bytes_text(record['bytes'])} in {record['seconds']:.2f} s")
-    if record.get("why"):
-        parts.append(f"- {record['why']}")
-    return " ".join(parts)
+    if record.get("bytes") is not None:
+        parts.append(bytes_text(record["bytes"]))
+    if record.get("seconds") is not None:
+        parts.append(f"in {record['seconds']:.2f} s")
+    if record.get("peak_memory_bytes") is not None:
+        parts.append(f"with {bytes_text(record['peak_memory_bytes'])} of GPU memory")
+    if record.get("loss") is not None:
+        parts.append(f"with loss {_number(record['loss']):.4f}, grad norm {_number(record.get('grad_norm')):.2f}")
+    why = [record["why"]] if record.get("why") else []
+    why += [f"{key}: {before} -> {after}" for key, (before, after) in record.get("changes", {}).items()]
+    return " ".join([*parts, f"- {', '.join(why)}"] if why else parts)
+
+
+def _number(value: float | str | None) -> float:
+    """JSON has no NaN: metrics hold null for it, events its name."""
+    return math.nan if value is None else float(value)
 
 
 def _outcome_state(run: RunFolder, since: float) -> str | None:

@@ -37,6 +37,8 @@ class Status:
     tokens: int
     losses: list[float]
     """Of logged steps spread evenly over the run, the first and the last among them."""
+    validations: list[dict[str, Any]]
+    """As in validation.jsonl, those with a finite loss."""
     tokens_per_second: float | None
     expected_tokens_per_second: float | None
     checkpoint_step: int | None
@@ -53,7 +55,7 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        return self.state == "finished"
+        return self.state.startswith("finished")
 
 
 def gather(run: RunFolder) -> Status:
@@ -79,6 +81,7 @@ def gather(run: RunFolder) -> Status:
         last_step_time=last.get("time"),
         tokens=int(last.get("tokens", 0)),
         losses=[r["loss"] for r in sample_json_lines(run.metrics_path, CURVE_POINTS) if r["loss"] is not None],
+        validations=[record for record in run.validations() if record["loss"] is not None],
         tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
         expected_tokens_per_second=config.monitor.expected_tokens_per_second
         or (read_json(run.calibration_path) or {}).get("tokens_per_second"),
@@ -110,7 +113,7 @@ def _state(run: RunFolder, config: RootConfig) -> str:
     outcome = read_outcome(run, newest) if newest is not None else None
     if outcome is None:
         return "ended without a word from its agents"
-    return outcome.state if outcome.state == "finished" else f"{outcome.state}: {outcome.why}"
+    return f"{outcome.state}: {outcome.why}"
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def render(status: Status, now: float | None = None) -> str:
         ("state", _state_text(status, now)),
         ("step", _step_text(status, now)),
         *((("loss", sparkline(status.losses)),) if len(status.losses) > 1 else ()),
+        *((("validation", _validation_text(status)),) if status.validations else ()),
         ("speed", _speed_text(status)),
         ("checkpoint", _checkpoint_text(status, now)),
         ("restarts", ", ".join(f"{count} x {reason}" for reason, count in sorted(status.restarts.items())) or "none"),
@@ -200,6 +204,12 @@ def sparkline(values: list[float]) -> str:
     low, span = min(values), (max(values) - min(values)) or 1.0
     bars = "".join("▁▂▃▄▅▆▇█"[round((value - low) / span * 7)] for value in values)
     return f"{values[0]:.4f} {bars} {values[-1]:.4f}"
+
+
+def _validation_text(status: Status) -> str:
+    last, best = status.validations[-1], min(status.validations, key=lambda record: float(record["loss"]))
+    lowest = "the lowest so far" if best is last else f"the lowest was {best['loss']:.4f} at step {best['step']:,}"
+    return f"{last['loss']:.4f} at step {last['step']:,}; {lowest}"
 
 
 def _speed_text(status: Status) -> str:

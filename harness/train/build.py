@@ -81,7 +81,9 @@ def _divide(
         parallelize(stage, meshes, how)
         stages.append(stage.to_empty(device=device))
     if not how.sharded:
-        return ReplicatedModel(stages[0], how.dtype, meshes.fsdp["dp_replicate"] if grid.dp_replicate > 1 else meshes.fsdp)
+        return ReplicatedModel(
+            stages[0], how.dtype, meshes.fsdp["dp_replicate"] if grid.dp_replicate > 1 else meshes.fsdp
+        )
     if meshes.pp is None:
         return OneStageModel(stages[0], keep_gathered=not how.reshard_after_forward)
     tokens = config.data.seq_len // (grid.cp * grid.tp)

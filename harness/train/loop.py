@@ -7,8 +7,6 @@ import gc
 import time
 from dataclasses import dataclass
 
-import torch
-
 from harness.observe.board import RankState
 from harness.optim.schedule import learning_rate
 from harness.train.exits import Fenced, RunEnds, SaveFailed
@@ -48,7 +46,9 @@ class Loop:
         self._on_demand = OnDemand(trainer.run, trainer.place.rank, trainer.device)
         self._queued: _Queued | None = None
         self._last_end = trainer.stepper.mark()
-        self._stop = self._fenced = False
+        # true where this process takes up a run that has stopped early already
+        self._stop = self._validator is not None and self._validator.early_stop.stops
+        self._fenced = False
         self._fence_checked = 0.0
 
     def run(self) -> None:
@@ -92,6 +92,8 @@ class Loop:
         t.board.set("state", RankState.training)
         gc.collect()
         gc.freeze()  # what exists now lives as long as the run: no collection need look at it again
+        t.clock.charge({"other": sum(t.clock.take().values())})
+        self._last_end = t.stepper.mark()
 
     def _queue_step(self, batches: object) -> None:
         """Queue the next step, then read what came of the one before."""
@@ -170,15 +172,16 @@ class Loop:
 
     def _end(self) -> None:
         t = self._t
-        state, event = RankState.finished, "finished"
+        t.clock.charge(idle_phases(t.stepper.seconds(self._last_end, t.stepper.mark()), t.clock.take()))
+        state, event, why = RankState.finished, "finished", {}
         line = f"finished: all {self._steps} steps are done and saved"
         if t.step < self._steps and self._validator is not None and self._validator.early_stop.stops:
-            event = "early_stop"
-            line = f"finished early after step {t.step}, which is saved: {self._validator.early_stop.why}"
+            event, why = "early_stop", {"why": self._validator.early_stop.why}
+            line = f"finished early after step {t.step}, which is saved: {why['why']}"
         elif t.step < self._steps:
             state, event = RankState.stopped, "stopped"
             line = f"stopped on request after step {t.step}, which is saved"
         if t.place.rank == 0:
-            t.reports.ledger.write(event, t.step)
+            t.reports.ledger.write(event, t.step, **why)
             print(line, flush=True)
         t.board.set("state", state)

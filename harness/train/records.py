@@ -48,9 +48,7 @@ class Records:
             StepLog(trainer.run, config.train.steps, config.train.log_every) if trainer.place.rank == 0 else None
         )
         self._pause = PlannedPause(trainer.board)
-        self._calibrator = Calibrator(
-            trainer.run.calibration_path, world, self._tokens_per_step, config.train.steps
-        )
+        self._calibrator = Calibrator(trainer.run.calibration_path, world, self._tokens_per_step, config.train.steps)
         name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else ""
         peak = peak_flops(name)
         self._mfu_per_rate = flops_per_token(config.model, config.data.seq_len) / (world * peak) if peak else None
@@ -117,9 +115,14 @@ class Records:
         facts: dict[str, float] = {"seconds": round(done.seconds, 3)}
         line = f"first step took {done.seconds:.1f} s"
         if t.device.type == "cuda":
-            peak, total = torch.cuda.max_memory_allocated(t.device), torch.cuda.get_device_properties(t.device).total_memory
+            peak, total = (
+                torch.cuda.max_memory_allocated(t.device),
+                torch.cuda.get_device_properties(t.device).total_memory,
+            )
             facts["peak_memory_bytes"] = peak
-            line += f", compiling included where it was due; GPU memory {peak / 1e9:.1f} of {total / 1e9:.1f} GB at most"
+            line += (
+                f", compiling included where it was due; GPU memory {peak / 1e9:.1f} of {total / 1e9:.1f} GB at most"
+            )
         t.reports.ledger.write("first_step", done.step, **facts)
         print(line, flush=True)
 

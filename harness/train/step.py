@@ -119,7 +119,7 @@ class Stepper:
         return self._timeline.mark()
 
     def seconds(self, begin: Mark, end: Mark) -> float:
-        """Device time between two marks that have been reached."""
+        """Device time between two marks; waits until the device has reached the later one."""
         return self._timeline.seconds(begin, end)
 
     def run(self, batch: StepBatch, lr: float, *, stop: bool, fenced: bool, with_statistics: bool) -> PendingStep:

@@ -34,7 +34,8 @@ class Timeline:
             mark.event.synchronize()
 
     def seconds(self, begin: Mark, end: Mark) -> float:
-        """Time between two marks that the device has reached."""
+        """Time between two marks; waits until the device has reached the later one."""
         if begin.event is None or end.event is None:
             return end.host - begin.host
+        end.event.synchronize()
         return begin.event.elapsed_time(end.event) / 1000

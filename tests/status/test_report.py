@@ -73,6 +73,18 @@ def test_the_last_word_of_a_run_that_ended(run: RunFolder, monkeypatch: pytest.M
     assert "ended without a word" in render(gather(run))
     write_outcome(run, 0, Outcome("failed", "nonfinite", "loss stayed NaN", final=True))
     assert "failed: loss stayed NaN" in render(gather(run))
+    write_outcome(run, 0, Outcome("finished", "", "stopped early after step 40 of 120", final=True))
+    status = gather(run)
+    assert status.finished and "state      finished: stopped early after step 40 of 120 (job 77)" in render(status)
+
+
+def test_validations_and_what_they_led_to(run: RunFolder) -> None:
+    for step, loss in ((10, 3.0), (20, 2.5), (30, None), (40, 2.75)):
+        append_json_line(run.validation_path, {"step": step, "tokens": 0, "loss": loss, "seconds": 1.0, "time": step})
+    run.ledger(0).write("early_stop", step=40, why="the validation loss has had no new low in 2 validations")
+    text = render(gather(run))
+    assert "validation 2.7500 at step 40; the lowest was 2.5000 at step 20" in text
+    assert "early stop at step 40 - the validation loss has had no new low" in text
 
 
 def test_without_prometheus_it_says_how_to_get_one(run: RunFolder) -> None:

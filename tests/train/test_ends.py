@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,61 +13,21 @@ from harness.config.schema import NonFinitePolicy
 from harness.observe.board import Board, board_path
 from harness.run import exit_codes as codes
 from harness.run.folder import RunFolder
-from harness.train import rank as rank_module
-from harness.train.process import Place
-from harness.train.setup import Trainer, set_up
+from harness.train.setup import Trainer
 from tests.ranks import exit_codes, start_trainers
-from tests.tiny import losses, tiny_run, write_tokens
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "web")
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Lets `harness.train.rank.main` run in this process; the folder of its board."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("HARNESS_BOARD_DIR", str(tmp_path / "boards"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "boards"
-    torch.set_num_threads(threads)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def train(run: RunFolder) -> int:
-    code = rank_module.main([str(run.path)])
-    if torch.distributed.is_initialized():  # a process that fails would have ended by now
-        torch.distributed.destroy_process_group()
-    return code
+from tests.tiny import losses, tiny_run
+from tests.train.conftest import state_of, train, trainers_of
 
 
 def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> list[Trainer]:
     """Make what the loss is computed from NaN in these steps, as a bad batch would."""
-    seen: list[Trainer] = []
 
-    def planting(run: RunFolder, config: object, place: Place, boards: Path) -> Trainer:
-        trainer = set_up(run, config, place, boards)  # type: ignore[arg-type]
-        seen.append(trainer)
+    def plant(trainer: Trainer) -> None:
         trainer.stepper.model.stages[-1].lm.model.norm.register_forward_hook(
             lambda module, args, out: out * float("nan") if trainer.step + 1 in steps else out
         )
-        return trainer
 
-    monkeypatch.setattr(rank_module, "set_up", planting)
-    return seen
-
-
-def weights_and_moments(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.to_local() if hasattr(tensor, "to_local") else tensor for name, tensor in trainer.state.items()
-    }
+    return trainers_of(monkeypatch, plant)
 
 
 def test_a_step_that_is_not_finite_is_skipped(
@@ -87,7 +46,7 @@ def test_a_step_that_is_not_finite_is_skipped(
     last = run.metrics()[-1]
     assert (last["step"], last["loss"], last["skipped"]) == (3, None, "not finite")
     assert train(tiny_run(tmp_path, name="shorter", data=data, steps=2, **constant)) == codes.OK
-    after_skip, before_skip = map(weights_and_moments, trainers)
+    after_skip, before_skip = map(state_of, trainers)
     for name, tensor in before_skip.items():  # as they were after step 2
         assert torch.equal(after_skip[name], tensor), name
     assert after_skip["optim.model.norm.weight.step"].item() == 2

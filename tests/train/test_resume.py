@@ -15,14 +15,9 @@ from harness.run import exit_codes as codes
 from harness.run.files import read_json_lines
 from harness.run.folder import RunFolder
 from tests.ranks import exit_codes, free_port, start_trainers
-from tests.tiny import losses, tiny_run, write_tokens
+from tests.tiny import losses, tiny_run
 
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "web")
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,15 @@
 
 from pathlib import Path
 
-import pytest
-
 from harness.checkpoint.folders import complete_path, complete_steps
 from harness.checkpoint.manifest import Manifest
 from harness.run import exit_codes as codes
 from harness.run.folder import RunFolder
 from tests.ranks import exit_codes, start_trainers
-from tests.tiny import losses, tiny_run, write_tokens
+from tests.tiny import losses, tiny_run
 
 STEPS = 8
 SETTINGS = {"checkpoint__every_steps": 2, "checkpoint__keep": None}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "web")
 
 
 def train(run: RunFolder, attempt: int, skip: list[list[int]]) -> str:
