@@ -13,7 +13,7 @@ from tqdm import tqdm
 from harness.checkpoint import folders, rewind
 from harness.checkpoint.manifest import CorruptCheckpoint, Manifest, check_file, check_sizes, differences
 from harness.checkpoint.reports import Reports
-from harness.checkpoint.state import State
+from harness.checkpoint.state import OPTIONAL, State
 from harness.checkpoint.storage import TensorPlanner, TensorReader, read_metadata
 from harness.data.skips import NO_SKIPS, Skips
 from harness.run.folder import RunFolder
@@ -32,6 +32,7 @@ def restore(
     group: dist.ProcessGroup,
     reports: Reports,
     skips: Skips = NO_SKIPS,
+    absent: set[str] | None = None,
 ) -> Manifest | None:
     """Read the newest valid checkpoint that has left out the batches that `skips` says into `state`'s tensors.
 
@@ -39,6 +40,8 @@ def restore(
     over, with an event each; newer ones with another history of skipped batches are moved aside (`folders.abandon`), with
     the event "rewind". Raises CannotResume where none is left, or where the chosen one is of another model or data order.
     After an exception `state` may be half read.
+
+    `OPTIONAL` state that the checkpoint has not, or has in another shape, is left as it is and its names go into `absent`.
     """
     checkpoints = run.checkpoints_dir
     found: list[Any] = [rewind.choose(checkpoints, skips) if reports.rank == 0 else None]
@@ -56,9 +59,12 @@ def restore(
                     f"{folder} is a checkpoint of another run:\n  " + "\n  ".join(different) + "\n"
                     "Set these keys back, or start a new run under another run.name."
                 )
-            problem = _read(folder, state, metadata, group)
+            there = _readable(state, metadata)
+            problem = _read(folder, there, metadata, group)
         if problem is None:
             assert manifest is not None
+            if absent is not None:
+                absent |= state.keys() - there.keys()
             newer = [disagreeing for disagreeing in choice.disagreeing if disagreeing > step]
             if newer:
                 _go_back(run, newer, step, skips, group, reports)
@@ -119,6 +125,16 @@ def _open(
     except CorruptCheckpoint as error:
         problem = str(error)
     return manifest, metadata, _any_problem(problem, group)
+
+
+def _readable(state: State, metadata: Metadata) -> State:
+    """`state` without what a checkpoint need not have and this one has not."""
+    stored = {name: getattr(entry, "size", None) for name, entry in metadata.state_dict_metadata.items()}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith(OPTIONAL) or stored.get(name) == tensor.shape
+    }
 
 
 def _read(folder: Path, state: State, metadata: Metadata, group: dist.ProcessGroup) -> str | None:

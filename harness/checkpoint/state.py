@@ -9,6 +9,9 @@ from harness.parallel.local import plain
 
 State = dict[str, torch.Tensor]
 
+OPTIONAL = ("ema.", "spikes.")
+"""State that a run can do without: it begins anew where a checkpoint has none, or one of another size."""
+
 
 def training_state(
     parameters: Mapping[str, nn.Parameter],

@@ -126,7 +126,7 @@ class ModelConfig:
     """A decoder from transformers. Field names are those of its config class."""
 
     model_type: str = "smollm3"
-    """transformers' name of the architecture: smollm3, llama or qwen3."""
+    """transformers' name of the architecture: smollm3, llama, qwen3, mistral or olmo2 (which has no tensor-parallel plan)."""
     hidden_size: int = UNSET  # type: ignore[assignment]
     intermediate_size: int = UNSET  # type: ignore[assignment]
     num_hidden_layers: int = UNSET  # type: ignore[assignment]
@@ -243,7 +243,7 @@ class TrainConfig:
     z_loss: float = 0.0
     """Weight of the mean squared log of the softmax's denominator, which keeps logits from drifting; 1e-5 is usual."""
     stats_every: int = 100
-    """Steps between lines of stats.jsonl: norms of weights, gradients and updates by module, and the logits'. 0: never."""
+    """Steps between lines of stats.jsonl: norms of gradients and weights by module, and the logits' size. 0: never."""
     spike_sigmas: float = 6.0
     """A step whose loss or gradient norm lies this many standard deviations above the last `spike_window` steps leaves the
     weights as they are. 0: never."""
@@ -263,7 +263,8 @@ class TrainConfig:
     nonfinite: NonFinitePolicy = NonFinitePolicy.skip
     """`skip` leaves the weights as they were for that step; `stop` ends the run."""
     max_nonfinite: int = 10
-    """Skipped steps in a row after which the run ends all the same."""
+    """Skipped steps in a row after which the run ends all the same; where they were spikes (see `spike_sigmas`), it goes
+    on and takes the new level for granted."""
     log_every: int = 1
     """Steps between lines of the log and of metrics.jsonl."""
 

@@ -133,6 +133,19 @@ class Records:
             except OSError as error:
                 print(f"could not write {self._t.run.calibration_path}: {error}", flush=True)
 
+    def _new_level(self, done: Settled) -> None:
+        """So many spikes in a row are none, but what the loss now is (a new stage's data, say): judge by it from here on."""
+        t = self._t
+        self._skipped_in_a_row = 0
+        t.stepper.forget_spikes()
+        if t.place.rank == 0:
+            t.reports.ledger.write("spikes_forgotten", done.step, after=t.config.train.max_nonfinite)
+            print(
+                f"step {done.step}: {t.config.train.max_nonfinite} spikes in a row; from here on steps are judged by the "
+                "new level",
+                flush=True,
+            )
+
     def _judge(self, done: Settled) -> None:
         """Count steps that were skipped and end the run where the policy says so."""
         result = done.result
@@ -144,8 +157,8 @@ class Records:
         not_finite = result.skipped == "not finite"
         if not_finite:
             t.board.add("nonfinite_total", 1)
-        ends = self._skipped_in_a_row >= policy.max_nonfinite
-        ends = ends or (not_finite and policy.nonfinite is NonFinitePolicy.stop)
+        many = self._skipped_in_a_row >= policy.max_nonfinite
+        ends = not_finite and (many or policy.nonfinite is NonFinitePolicy.stop)
         if not ends:
             t.board.add("skipped_total", 1)
         if t.place.rank == 0:
@@ -157,9 +170,11 @@ class Records:
                 grad_norm=repr(result.grad_norm),
                 in_a_row=self._skipped_in_a_row,
             )
+        if many and not not_finite:
+            self._new_level(done)
         if ends:
             raise NotFinite(
-                f"loss {result.loss}, gradient norm {result.grad_norm} at step {done.step} ({result.skipped}), "
+                f"loss {result.loss}, gradient norm {result.grad_norm} at step {done.step}, "
                 f"{self._skipped_in_a_row} skipped in a row (train.nonfinite={policy.nonfinite.value}, "
                 f"train.max_nonfinite={policy.max_nonfinite}): lower optim.lr, look at the data of this step, or leave "
                 f"these batches out with train.skip=[[{done.batch - self._skipped_in_a_row + 1},{done.batch}]]"

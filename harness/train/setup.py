@@ -203,6 +203,7 @@ def _restore_or_init(
     """Steps done (None: a fresh start) and tokens seen. Raises BadConfig."""
     if reports.rank == 0:
         remove_unfinished(run.checkpoints_dir)
+    absent: set[str] = set()
     try:
         for stage in model.stages:
             init_buffers(stage)
@@ -211,11 +212,14 @@ def _restore_or_init(
             state,
             identity=saver.identity,
             skips=Skips(config.train.skip),
+            absent=absent,
             verify=config.checkpoint.verify,
             group=saver.group,
             reports=reports,
         )
         if manifest is not None:
+            if ema is not None and any(name.startswith("ema.") for name in absent):
+                ema.reset()
             return manifest.step, manifest.tokens
         started = time.perf_counter()
         for stage in model.stages:
