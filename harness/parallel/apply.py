@@ -25,7 +25,7 @@ class Treatment:
     activation_checkpoint: ActivationCheckpoint
     """Not `auto`."""
     reshard_after_forward: bool
-    sharded: bool
+    sharded: bool = True
     """By FSDP2; otherwise `harness.parallel.replicated` takes care of data parallel."""
 
 
