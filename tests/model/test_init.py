@@ -40,7 +40,7 @@ CASES = {
 def own_part_of(model: ModelConfig, grid: Grid, rank: int, per_rank: int) -> list[Stage]:
     """This rank's stages, filled with NaN."""
     meshes = build_meshes(grid, "cpu")
-    how = Treatment(torch.float32, None, False, ActivationCheckpoint.none, reshard_after_forward=True)
+    how = Treatment(torch.float32, None, False, ActivationCheckpoint.none, reshard_after_forward=True, sharded=True)
     layers = layers_of_stages(model.num_hidden_layers, grid.pp * per_rank)
     stages = []
     for number in own_stages(grid.pp_rank(rank), grid.pp, per_rank):

@@ -62,7 +62,8 @@ def _train(rank: int, world_size: int, recipe: Fp8Recipe | None) -> dict[str, An
         for parameter in model.parameters.values():
             parameter.grad = None
         losses.append((model.statistics[0].item() / 128, norm.sqrt().item()))
-    wrapped = sum(local(p) is not (p.to_local() if isinstance(p, DTensor) else p) for p in model.parameters.values())
+    parts = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters.values()]
+    wrapped = sum(type(part) is not torch.Tensor for part in parts)
     kinds = {type(local(tensor)) for tensor in state.values()}
     moved = max((_whole(state[name]) - before).abs().max().item() for name, before in start.items())
     return {"losses": losses, "wrapped": wrapped, "kinds": kinds, "start": start, "moved": moved}

@@ -92,7 +92,7 @@ def build_pipeline(
     meshes = build_meshes(grid, "cpu")
     attention = attend(model, cp=grid.cp, cp_rank=grid.cp_rank(rank), cp_group=meshes.cp)
     layers = layers_of_stages(model.num_hidden_layers, grid.pp * per_rank)
-    how = Treatment(torch.float32, None, False, ActivationCheckpoint.full, reshard_after_forward=not keep_gathered)
+    how = Treatment(torch.float32, None, False, ActivationCheckpoint.full, not keep_gathered, sharded=True)
     stages: list[Stage] = []
     for number in own_stages(grid.pp_rank(rank), grid.pp, per_rank):
         loss = TokenLoss(z_loss=1e-3, tp_mesh=meshes.tp) if number == len(layers) - 1 else None
