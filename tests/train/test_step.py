@@ -74,6 +74,19 @@ def test_spikes_and_nan_change_nothing_and_the_next_step_trains(
     assert states[17]["optim.model.norm.weight.step"] == 15
 
 
+def test_a_new_level_of_the_loss_is_taken_for_granted_after_a_while(
+    alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = trainers_of(monkeypatch, lambda trainer: scale_in(trainer, dict.fromkeys(range(10, 19), 300.0)))
+    settings = {"train__spike_window": 8, "train__max_nonfinite": 3, "optim__lr": 1e-3, "checkpoint__every_steps": 100}
+    run = tiny_run(tmp_path, data=data, steps=18, **settings, **CONSTANT)
+    assert train(run) == codes.OK
+    # by the time that the third is known to be one, the fourth has been judged
+    assert [line["step"] for line in run.metrics() if "skipped" in line] == [10, 11, 12, 13]
+    assert [event["step"] for event in run.events() if event["event"] == "spikes_forgotten"] == [12]
+    assert state_of(seen[0])["optim.model.norm.weight.step"] == 18 - 4
+
+
 def test_statistics_are_those_of_gradients_weights_and_logits(
     alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +157,22 @@ def test_the_moving_average_goes_on_where_it_was(
     expected = state_of(seen[0])
     for name, tensor in state_of(seen[2]).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_moving_average_that_is_asked_for_later_begins_with_the_weights_there(
+    alone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    trainers_of(monkeypatch, lambda trainer: watch_steps(trainer, states))
+    run = tiny_run(tmp_path, data=data, steps=2, **CONSTANT)
+    assert train(run) == codes.OK
+    config = run.load_config()
+    config.train.steps, config.optim.ema_decay = 3, 0.75
+    run.save_config(config)
+    assert train(run) == codes.OK
+    name = "model.layers.1.mlp.up_proj.weight"
+    average = states[2][f"model.{name}"].lerp(states[3][f"model.{name}"], 0.25)
+    torch.testing.assert_close(states[3][f"ema.{name}"], average)
 
 
 def test_phases_add_up_to_the_time_since_the_start(
