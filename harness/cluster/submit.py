@@ -121,12 +121,31 @@ def _submit_local(config: RootConfig, run: RunFolder, task: AgentTask) -> str:
         timeout_min=time_limit_minutes(config.cluster.time),
         signal_delay_s=config.cluster.signal_delay_seconds,
         gpus_per_node=config.cluster.gpus_per_node,
+        visible_gpus=visible_gpus(config.cluster.gpus_per_node, os.environ.get("CUDA_VISIBLE_DEVICES")),
         tasks_per_node=1,
         stderr_to_stdout=True,
         setup=config.cluster.setup,
     )
     with slurm.clean_environment(), _detached(run.submit_dir / "controller.log"):
         return str(executor.submit(task).job_id)
+
+
+def visible_gpus(wanted: int, visible: str | None) -> list[int]:
+    """Numbers of the GPUs that a run on this machine may take, of those in `visible` (CUDA_VISIBLE_DEVICES; None: all).
+
+    submitit would take the first ones of the machine, whoever uses them. Raises SubmissionError where there are too few, or
+    where they are not named by number, which is all that submitit passes on.
+    """
+    if wanted == 0 or visible is None:
+        return []
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if len(names) < wanted:
+        raise SubmissionError(
+            f"cluster.gpus_per_node={wanted}: CUDA_VISIBLE_DEVICES={visible} shows {len(names)}; ask for fewer, or unset it"
+        )
+    if not all(name.isdecimal() for name in names):
+        raise SubmissionError(f"CUDA_VISIBLE_DEVICES={visible}: cluster=local needs the GPUs' numbers, as in 0,1")
+    return [int(name) for name in names[:wanted]]
 
 
 @contextlib.contextmanager

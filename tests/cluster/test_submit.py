@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import slurm
-from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, batch_script, is_active
+from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, SubmissionError, batch_script, is_active, visible_gpus
 from harness.config.compose import compose
 from harness.run.folder import RunFolder
 
@@ -119,3 +119,12 @@ def test_a_controller_that_does_not_answer_is_given_up(monkeypatch: pytest.Monke
     monkeypatch.setattr(slurm, "COMMAND_SECONDS", 0.2)
     with pytest.raises(slurm.SlurmError, match="is slurmctld up"):
         slurm.job("1")
+
+
+def test_a_run_on_this_machine_keeps_to_the_visible_gpus() -> None:
+    assert visible_gpus(2, "3,1,0") == [3, 1]
+    assert visible_gpus(1, None) == [] and visible_gpus(0, "") == []
+    with pytest.raises(SubmissionError, match=r"cluster\.gpus_per_node=2: CUDA_VISIBLE_DEVICES=1 shows 1"):
+        visible_gpus(2, "1")
+    with pytest.raises(SubmissionError, match=r"GPU-12ab: cluster=local needs the GPUs' numbers"):
+        visible_gpus(1, "GPU-12ab")
