@@ -38,7 +38,7 @@ class RankState(IntEnum):
     stopped = 3
     """Saved on request and exited: the run is not finished."""
     finished = 4
-    """All steps are done and saved."""
+    """All steps are done, or the run has stopped early; saved."""
 
 
 SCALARS = (
