@@ -45,7 +45,7 @@ class StepLog:
         """Count a step and, where it is one to log, write it.
 
         `seconds` and `data_wait` are this step's, `tokens` those so far, `skipped` says why the weights stayed as they were.
-        `now` is when the step was seen to be done, in seconds on any clock that only goes forward: rates are taken from it.
+        `now` is when the step was done, in seconds on any clock that only goes forward: rates are taken from it.
         """
         if self._last is None:
             self._last = now - seconds

@@ -54,6 +54,8 @@ class Records:
         self._mfu_per_rate = flops_per_token(config.model, config.data.seq_len) / (world * peak) if peak else None
         self._skipped_in_a_row = 0
         self._first = True
+        self._now = 0.0
+        """When the step was done, in seconds since training began; it is heard of later, and some sooner than others."""
 
     def expect(self) -> None:
         """Publish what the run should reach, as far as it is known."""
@@ -68,6 +70,7 @@ class Records:
 
     def step_done(self, done: Settled) -> None:
         """Write down one step. Raises NotFinite."""
+        self._now += sum(done.phases.values())
         self._publish(done)
         if self._first:
             self._first = False
@@ -86,7 +89,7 @@ class Records:
                 seconds=done.seconds,
                 data_wait=done.phases["data_wait"],
                 skipped=done.result.skipped,
-                now=time.perf_counter(),
+                now=self._now,
             )
             if done.result.statistics is not None:
                 write_stats(self._t.run, done.step, done.result.statistics)
