@@ -130,14 +130,14 @@ def _submit_local(config: RootConfig, run: RunFolder, task: AgentTask) -> str:
         return str(executor.submit(task).job_id)
 
 
-def visible_gpus(wanted: int, visible: str | None) -> list[int]:
+def visible_gpus(wanted: int, visible: str | None) -> tuple[int, ...]:
     """Numbers of the GPUs that a run on this machine may take, of those in `visible` (CUDA_VISIBLE_DEVICES; None: all).
 
-    submitit would take the first ones of the machine, whoever uses them. Raises SubmissionError where there are too few, or
+    An empty tuple, and nothing else, is submitit's word for "no preference": it takes the first ones of the machine. Raises SubmissionError where there are too few, or
     where they are not named by number, which is all that submitit passes on.
     """
     if wanted == 0 or visible is None:
-        return []
+        return ()
     names = [name.strip() for name in visible.split(",") if name.strip()]
     if len(names) < wanted:
         raise SubmissionError(
@@ -145,7 +145,7 @@ def visible_gpus(wanted: int, visible: str | None) -> list[int]:
         )
     if not all(name.isdecimal() for name in names):
         raise SubmissionError(f"CUDA_VISIBLE_DEVICES={visible}: cluster=local needs the GPUs' numbers, as in 0,1")
-    return [int(name) for name in names[:wanted]]
+    return tuple(int(name) for name in names[:wanted])
 
 
 @contextlib.contextmanager

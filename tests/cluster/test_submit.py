@@ -1,11 +1,13 @@
 """The batch script, and what a job must not inherit."""
 
+import contextlib
 import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from submitit import LocalExecutor
 
 from harness import slurm
 from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, SubmissionError, batch_script, is_active, visible_gpus
@@ -122,9 +124,23 @@ def test_a_controller_that_does_not_answer_is_given_up(monkeypatch: pytest.Monke
 
 
 def test_a_run_on_this_machine_keeps_to_the_visible_gpus() -> None:
-    assert visible_gpus(2, "3,1,0") == [3, 1]
-    assert visible_gpus(1, None) == [] and visible_gpus(0, "") == []
+    assert visible_gpus(2, "3,1,0") == (3, 1)
     with pytest.raises(SubmissionError, match=r"cluster\.gpus_per_node=2: CUDA_VISIBLE_DEVICES=1 shows 1"):
         visible_gpus(2, "1")
     with pytest.raises(SubmissionError, match=r"GPU-12ab: cluster=local needs the GPUs' numbers"):
         visible_gpus(1, "GPU-12ab")
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "0,1"), ("3,1", "3,1")])
+def test_what_submitit_makes_of_the_visible_gpus(
+    visible: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its controller, which the agent inherits from, must see these GPUs and no others."""
+    seen: dict[str, str] = {}
+    monkeypatch.setattr("submitit.local.local.start_controller", lambda folder, command, **kwargs: seen.update(kwargs))
+    monkeypatch.setattr("submitit.local.local.LocalJob", lambda **kwargs: None)
+    executor = LocalExecutor(folder=tmp_path)
+    executor.update_parameters(gpus_per_node=2, visible_gpus=visible_gpus(2, visible))
+    with contextlib.suppress(AttributeError):  # there is no controller, and so no number of its process
+        executor._submit_command("true")
+    assert seen["cuda_devices"] == expected
