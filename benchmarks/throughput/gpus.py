@@ -1,5 +1,6 @@
 """The GPUs that are measured on: names, driver, and how much of their memory is in use."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +18,14 @@ class NoGpus(Exception):
     """The GPUs asked for are not there; the message says what is."""
 
 
+def visible(count: int) -> list[int]:
+    """Numbers, in PCI order, of the first `count` GPUs that both programs use: of CUDA_VISIBLE_DEVICES, or of all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(range(count)) if named is None else [int(name) for name in named.split(",")][:count]
+
+
 class Gpus:
-    """The first `count` GPUs of this machine in PCI order, as NVML counts them."""
+    """The GPUs that `visible` names, as NVML sees them."""
 
     def __init__(self, count: int) -> None:
         """Raises NoGpus."""
@@ -27,9 +34,9 @@ class Gpus:
         except (CollectorDisabled, DriverAway) as error:
             raise NoGpus(f"--gpus {count}: {error}") from error
         there = self._nvml.nvmlDeviceGetCount()
-        if there < count:
-            raise NoGpus(f"--gpus {count}: this machine has {there}")
-        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        if len(visible(count)) < count or there <= max(visible(count)):
+            raise NoGpus(f"--gpus {count}: this machine has {there}, CUDA_VISIBLE_DEVICES shows {visible(there)}")
+        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in visible(count)]
 
     @property
     def names(self) -> list[str]:

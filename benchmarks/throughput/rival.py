@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.throughput.gpus import visible
 from benchmarks.throughput.processes import end_group, poll, start, tail, why_failed
 from benchmarks.throughput.settings import RIVAL, Measurement, Setting, shape_config
 from harness.config.schema import ModelConfig
@@ -62,7 +63,7 @@ def environment(setting: Setting) -> dict[str, str]:
         "PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(setting.gpus))),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, visible(setting.gpus))),
     }
 
 
