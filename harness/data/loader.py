@@ -78,7 +78,7 @@ class Loader:
     """Iterator over `StepBatch`es for steps `start_step` + 1, `start_step` + 2, ... `stop_step` (None: without end).
 
     `start_step` is the number of steps already done: all the state that a checkpoint needs, beside
-    `order.definition_hash()` and the `skips` so far. The samples of a step are the same, in the same global order, for any
+    `order.definition()` and the `skips` so far. The samples of a step are the same, in the same global order, for any
     `dp_size` and `micro_batch_size`: of batch b, micro batch m of rank r holds samples
     (b-1)*G + m*micro*dp + r*micro + [0, micro), and b is the batch that `skips` names for the step.
 

@@ -112,10 +112,6 @@ class SampleOrder:
                 sources[members[inside]], counts[members[inside]] = self._in_block(stage, int(block), positions[inside])
         return sources, self._shuffle_windows(sources, counts)
 
-    def stage_at(self, step: int) -> int:
-        """Number of the stage that optimizer step `step` belongs to; steps count from 1, as in `until_step`."""
-        return int(np.searchsorted(self._starts, (step - 1) * self.global_batch_size, side="right") - 1)
-
     def counts(self, samples: int) -> np.ndarray:
         """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
         stage = self._stages[int(np.searchsorted(self._starts, samples, side="right") - 1)]
@@ -129,6 +125,7 @@ class SampleOrder:
             "seed": self.seed,
             "seq_len": self.seq_len,
             "global_batch_size": self.global_batch_size,
+            "sources_in_order": ", ".join(name for name in self._names if name in used),
             "sources": {source.name: _identity(source) for source in self.sources if source.name in used},
             "stages": [
                 {  # the last stage never ends, whatever until_step says: a longer run is the same run
@@ -138,11 +135,6 @@ class SampleOrder:
                 for stage in self.stages
             ],
         }
-
-    def definition_hash(self) -> str:
-        """Digest of `definition()`; goes into checkpoints beside the step."""
-        text = json.dumps(self.definition(), separators=(",", ":"))  # order of the sources counts: no sort_keys
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _build(self) -> list[_Stage]:
         if self.global_batch_size < 1:

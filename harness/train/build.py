@@ -25,7 +25,6 @@ class Built:
 
     model: ParallelModel
     attention: Attention
-    treatment: Treatment
     remarks: list[str]
 
 
@@ -59,7 +58,7 @@ def build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int)
     model = _divide(config, grid, meshes, how, attention, device, rank)
     model.fp8_gather = fp8 is Fp8Recipe.tensorwise
     remarks = [*layout(config).remarks, *(remark for remark in (attention.remark, memory.remark) if remark)]
-    return Built(model, attention, how, remarks)
+    return Built(model, attention, remarks)
 
 
 def _divide(

@@ -1,3 +1,4 @@
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,6 @@ def test_stages_switch_at_their_step() -> None:
     order = build({"web": 999, "code": 999}, stages, global_batch_size=8)
     drawn = order.samples(np.arange(200 * 8))[0].reshape(200, 8)
     assert (drawn[:100] == 0).all() and (drawn[100:150] == 1).all() and (drawn[150:] == 0).all()
-    assert [order.stage_at(step) for step in (1, 100, 101, 150, 151, 10**7)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_epochs_are_shuffled_anew() -> None:
@@ -178,8 +178,8 @@ def test_repeats() -> None:
     assert repeats(order, total_steps=1000) == {"web": 0.5, "math": 40.0}
 
 
-def test_hash_depends_on_what_the_order_depends_on() -> None:
-    def digest(**changes: object) -> str:
+def test_definition_depends_on_what_the_order_depends_on() -> None:
+    def defined(**changes: object) -> dict[str, object]:
         settings = {"windows": {"web": 100, "code": 50}, "seed": 1, "global_batch_size": 8, "until": None, "share": 0.5}
         settings |= changes
         stages = [
@@ -188,26 +188,26 @@ def test_hash_depends_on_what_the_order_depends_on() -> None:
         ]
         return build(
             settings["windows"], stages, seed=settings["seed"], global_batch_size=settings["global_batch_size"]
-        ).definition_hash()
+        ).definition()
 
-    same = digest()
-    assert digest() == same
-    assert digest(until=500) == same  # a longer run is the same run
+    same = defined()
+    assert defined() == same
+    assert defined(until=500) == same  # a longer run is the same run
     with pytest.warns(UserWarning):
-        other_share = digest(share=0.6)
+        other_share = defined(share=0.6)
     others = [
-        digest(seed=2),
-        digest(global_batch_size=16),
-        digest(windows={"web": 101, "code": 50}),
-        digest(windows={"code": 50, "web": 100}),
-        digest(windows={"net": 1, "web": 100, "code": 50}),
+        defined(seed=2),
+        defined(global_batch_size=16),
+        defined(windows={"web": 101, "code": 50}),
+        defined(windows={"code": 50, "web": 100}),
+        defined(windows={"net": 1, "web": 100, "code": 50}),
         other_share,
     ]
     assert others.pop(4) == same  # a source without a weight changes nothing
-    assert len({same, *others}) == len(others) + 1
+    assert all(one != other for one, other in combinations([same, *others], 2))
 
 
-def test_hash_does_not_depend_on_where_the_files_lie() -> None:
+def test_definition_does_not_depend_on_where_the_files_lie() -> None:
     here, there = source("web", 10), source("web", 10)
     there = TokenSource(
         "web", Path("/elsewhere"), tuple(TokenFile(Path("/x") / f.path.name, f.tokens) for f in there.files), 2, None
@@ -216,7 +216,7 @@ def test_hash_does_not_depend_on_where_the_files_lie() -> None:
         SampleOrder([s], [StageConfig(weights={"web": 1})], seed=1, seq_len=SEQ_LEN, global_batch_size=1)
         for s in (here, there)
     ]
-    assert orders[0].definition_hash() == orders[1].definition_hash()
+    assert orders[0].definition() == orders[1].definition()
 
 
 @pytest.mark.parametrize(

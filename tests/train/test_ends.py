@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config.schema import NonFinitePolicy
+from harness.config.schema import NonFinitePolicy, SourceConfig
 from harness.observe.board import Board, board_path
 from harness.run import exit_codes as codes
 from harness.run.folder import RunFolder
 from harness.train.setup import Trainer
 from tests.ranks import exit_codes, start_trainers
-from tests.tiny import losses, tiny_run
+from tests.tiny import losses, tiny_run, write_tokens
 from tests.train.conftest import state_of, train, trainers_of
 
 
@@ -100,6 +100,21 @@ def test_a_changed_run_is_not_resumed(
     assert message in printed
     assert "Set these keys back, or start a new run" in printed
     assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == before
+
+
+def test_sources_in_another_order_are_another_run(
+    alone: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path, data=data, steps=1)
+    config = run.load_config()
+    web, more = config.data.sources["web"], SourceConfig(path=str(write_tokens(tmp_path / "more")))
+    config.data.sources, config.data.stages[0].weights = {"web": web, "more": more}, {"web": 0.5, "more": 0.5}
+    run.save_config(config)
+    assert train(run) == codes.OK
+    config.data.sources = {"more": more, "web": web}
+    run.save_config(config)
+    assert train(run) == codes.CONFIG
+    assert "data.sources_in_order: web, more in the checkpoint, more, web now" in capsys.readouterr().out
 
 
 def test_missing_data_and_folder_are_named(
