@@ -1,7 +1,9 @@
 """Divides a stage on the meta device over the ranks: tensor parallel, FP8, fused projections, recomputation, compile, FSDP2,
 in this order."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -48,12 +50,22 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
                 fuse_projections(layer.get_submodule("self_attn"))
     for layer in stage.layers.values():
         # the layer's forward is replaced, not the layer: names of parameters stay, and FSDP's hooks stay outside
-        layer.forward = recomputed(layer.forward, how.activation_checkpoint)
-        if how.compile:
-            layer.forward = torch.compile(layer.forward)
+        layer.forward = _computed(layer.forward, how)
     if not how.sharded:
         return
     policy = MixedPrecisionPolicy(param_dtype=how.dtype, reduce_dtype=torch.float32)
     for layer in stage.layers.values():
         fully_shard(layer, mesh=meshes.fsdp, mp_policy=policy, reshard_after_forward=how.reshard_after_forward)
     fully_shard(stage, mesh=meshes.fsdp, mp_policy=policy, reshard_after_forward=False)
+
+
+def _computed(forward: Callable[..., Any], how: Treatment) -> Callable[..., Any]:
+    """A layer's forward, compiled and with recomputation.
+
+    What is recomputed of a layer in part, the compiler has to know. All of it is recomputed around the compiled layer: torch
+    2.13 fails to compile that together with tensor parallel.
+    """
+    if how.activation_checkpoint is ActivationCheckpoint.full:
+        return recomputed(torch.compile(forward) if how.compile else forward, ActivationCheckpoint.full)
+    forward = recomputed(forward, how.activation_checkpoint)
+    return torch.compile(forward) if how.compile else forward

@@ -3,6 +3,7 @@
 The weights stay apart, as transformers and checkpoints know them; they are put together as they are used.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,22 +12,25 @@ from torch.nn.functional import linear
 
 
 def fuse_projections(attention: Any) -> None:
-    """Let the first of an attention's three projections compute all of them, in place.
+    """Let an attention of transformers compute its three projections in one product, in place.
 
-    `attention` calls q_proj, k_proj and v_proj once each, in this order, on the same input.
+    It goes on calling them one by one, but is given their common result as its input, of which each returns its part.
+    (Nothing is kept between the calls: torch.compile could not follow that into a layer that is recomputed.)
     """
-    projections: list[nn.Linear] = [attention.q_proj, attention.k_proj, attention.v_proj]
+    projections: list[Any] = [attention.q_proj, attention.k_proj, attention.v_proj]
     assert all(type(projection) is nn.Linear and projection.bias is None for projection in projections)
-    sizes = [projection.out_features for projection in projections]
-    made: list[torch.Tensor] = []
+    apart = attention.forward
 
-    def all_three(x: torch.Tensor) -> torch.Tensor:
-        query, key, value = linear(x, torch.cat([projection.weight for projection in projections])).split(sizes, -1)
-        made.extend((value, key))
-        return query
+    def together(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        products = linear(hidden_states, torch.cat([projection.weight for projection in projections]))
+        return apart(products, *args, **kwargs)
 
-    def next_made(x: torch.Tensor) -> torch.Tensor:
-        return made.pop()
+    attention.forward = together
+    start = 0
+    for projection in projections:
+        projection.forward = _part(start, start + projection.out_features)
+        start += projection.out_features
 
-    attention.q_proj.forward = all_three
-    attention.k_proj.forward = attention.v_proj.forward = next_made
+
+def _part(start: int, stop: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda products: products[..., start:stop]

@@ -5,7 +5,9 @@ shared out too; attention and MLP gather them and scatter their sums.
 """
 
 import re
+from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
@@ -36,12 +38,18 @@ def apply_tensor_parallel(stage: Stage, mesh: DeviceMesh) -> None:
     if stage.is_first:
         embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
         parallelize_module(lm.model.embed_tokens, mesh, embedding)
+        lm.model.embed_tokens.register_forward_hook(_arrived)
     if stage.is_last:
         parallelize_module(lm.model.norm, mesh, SequenceParallel(use_local_output=True))
         if tied:
             lm.lm_head.weight = lm.model.embed_tokens.weight
         else:  # the loss takes the weight and never calls the module, so that only the division of its rows matters
             parallelize_module(lm.lm_head, mesh, ColwiseParallel())
+
+
+def _arrived(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """The result itself rather than a promise of it, whose gradient a compiled layer would not know how to return."""
+    return output.clone()
 
 
 def _style(name: str, module: nn.Module, plan: dict[str, str] | None, model_type: str, tp: int) -> ParallelStyle | None:
