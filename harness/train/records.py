@@ -137,10 +137,9 @@ class Records:
                 print(f"could not write {self._t.run.calibration_path}: {error}", flush=True)
 
     def _new_level(self, done: Settled) -> None:
-        """So many spikes in a row are none, but what the loss now is (a new stage's data, say): judge by it from here on."""
+        """Say that the detector has taken so many spikes in a row for what the loss now is."""
         t = self._t
         self._skipped_in_a_row = 0
-        t.stepper.forget_spikes()
         if t.place.rank == 0:
             t.reports.ledger.write("spikes_forgotten", done.step, after=t.config.train.max_nonfinite)
             print(

@@ -106,7 +106,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         in_background=config.checkpoint.async_save,
         reports=reports,
     )
-    spikes = SpikeDetector(config.train.spike_window, config.train.spike_sigmas, device)
+    spikes = SpikeDetector(config.train.spike_window, config.train.spike_sigmas, config.train.max_nonfinite, device)
     ema = Ema(built.model.parameters, config.optim.ema_decay) if config.optim.ema_decay is not None else None
     state = training_state(
         built.model.parameters, optimizer.state, ema=ema.state() if ema else None, spikes=spikes.state()

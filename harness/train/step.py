@@ -114,10 +114,6 @@ class Stepper:
         self._lr = torch.zeros((), dtype=torch.float32, device=self._device)
         self._groups: list[str] | None = None
 
-    def forget_spikes(self) -> None:
-        """Judge no step by those before. Queued like a step: all ranks have to do it at the same one."""
-        self._spikes.reset()
-
     def mark(self) -> Mark:
         """Where the device stands now."""
         return self._timeline.mark()

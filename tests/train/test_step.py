@@ -65,10 +65,12 @@ def test_spikes_and_nan_change_nothing_and_the_next_step_trains(
     assert (board.get("nonfinite_total"), board.get("skipped_total")) == (1, 2)
     for skipped in (12, 15):
         for name, tensor in states[skipped].items():
+            if name == "spikes.in_a_row":  # counts just that
+                continue
             assert torch.equal(tensor, states[skipped - 1][name]), (skipped, name)
     for trained in (3, 11, 13, 16):
         for name, tensor in states[trained].items():
-            same = torch.equal(tensor, states[trained - 1][name])
+            same = torch.equal(tensor, states[trained - 1][name]) and name != "spikes.in_a_row"
             assert not same and tensor.isfinite().all(), (trained, name)
     assert states[17]["spikes.count"] == 15
     assert states[17]["optim.model.norm.weight.step"] == 15
@@ -81,10 +83,9 @@ def test_a_new_level_of_the_loss_is_taken_for_granted_after_a_while(
     settings = {"train__spike_window": 8, "train__max_nonfinite": 3, "optim__lr": 1e-3, "checkpoint__every_steps": 100}
     run = tiny_run(tmp_path, data=data, steps=18, **settings, **CONSTANT)
     assert train(run) == codes.OK
-    # by the time that the third is known to be one, the fourth has been judged
-    assert [line["step"] for line in run.metrics() if "skipped" in line] == [10, 11, 12, 13]
+    assert [line["step"] for line in run.metrics() if "skipped" in line] == [10, 11, 12]
     assert [event["step"] for event in run.events() if event["event"] == "spikes_forgotten"] == [12]
-    assert state_of(seen[0])["optim.model.norm.weight.step"] == 18 - 4
+    assert state_of(seen[0])["optim.model.norm.weight.step"] == 18 - 3
 
 
 def test_statistics_are_those_of_gradients_weights_and_logits(
