@@ -58,4 +58,4 @@ class Finding:
 
 def skipped(why: str) -> Finding:
     """There is nothing to look at, and that is as it should be."""
-    return Finding(f"skipped: {why}", skipped=True)
+    return Finding(why, skipped=True)

@@ -1,0 +1,41 @@
+"""Stops, continues and kills a process with all that it has started."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+
+def freeze(pid: int) -> list[int]:
+    """Stop `pid` and all below it, parents first, so that none can start another unseen. Returns who was stopped."""
+    frozen: list[int] = []
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGSTOP)
+            frozen.append(one)
+            waiting += _children(one)
+    return frozen
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """The same signal to all of them; those that are gone are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL for `pid` and all below it, as if the machine had lost power."""
+    send(freeze(pid), signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    except OSError:  # it, or one of its threads, has just ended
+        pass
+    return found
