@@ -51,8 +51,8 @@ def memory_parts(
 ) -> dict[str, int]:
     """Estimated bytes by part on the rank of a pipeline that needs most; without a pipeline all need the same.
 
-    Master weights, gradients and optimizer state are fp32 and divided over dp_shard x cp x tp. The sum is an upper bound
-    rather than a mean: it counts all activations and all gradients, although the ones go while the others come.
+    Master weights, gradients and optimizer state are fp32 and divided over dp_shard x cp x tp. With more than one GPU the sum
+    is an upper bound: it counts all activations and all gradients, although the ones go while the others come.
     """
     shape = layout(config)
     parts = [
@@ -143,13 +143,21 @@ class _Rank:
         unreduced = not reshard and shape.accumulation_steps > 1
         return {
             "weights": sharded * FP32,
-            "gradients": (whole if unreduced else sharded) * FP32,
+            "gradients": self._gradients(whole, sharded, unreduced, mode),
             "optimizer": self._optimizer_values(sharded) * FP32,
             "ema": 0 if config.optim.ema_decay is None else sharded * FP32,
             "gathered_weights": self._gathered(reshard) * self.width,
             "activations": round(self._activations(mode) * self.tokens) * self.width,
             "loss": self._loss() if self.is_last else 0,
         }
+
+    def _gradients(self, whole: int, sharded: int, unreduced: bool, mode: ActivationCheckpoint) -> int:
+        """Bytes on top of the rest. Where weights are replicated and each step is one micro batch, gradients are neither
+        copied nor summed: they take the places of the activations that they free."""
+        shape = self.shape
+        if shape.shards == shape.pp == shape.accumulation_steps == 1 and shape.dp_replicate == 1:
+            return max(0, whole * self.width - round(self._activations(mode) * self.tokens) * self.width)
+        return (whole if unreduced else sharded) * FP32
 
     def _optimizer_values(self, sharded: int) -> int:
         """Two moments of each weight; Muon keeps one of the layers' matrices."""
