@@ -2,9 +2,11 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.throughput.processes import alive, end_group, poll, refusal, start, tail, why_failed
+from benchmarks import gpus
+from benchmarks.processes import alive, end_group, refusal, start, tail, watch, why_failed
 from benchmarks.throughput.settings import OURS, Measurement, Setting, shape_config, window_rates
 from benchmarks.throughput.tokens import END_OF_DOCUMENT, write_random_tokens
 from harness.model.family import flops_per_token, parameters
@@ -27,6 +29,7 @@ def overrides(setting: Setting, tokens: Path, runs_dir: Path, name: str) -> list
         f"cluster.gpus_per_node={setting.gpus}",
         "cluster.max_restarts_without_progress=1",
         f"model={setting.shape}",
+        f"model.max_position_embeddings={max(setting.seq_len, shape_config(setting.shape).max_position_embeddings)}",
         f"data.seq_len={setting.seq_len}",
         f"+data.sources.random.path={tokens}",
         "data.stages=[{name: random, weights: {random: 1.0}}]",
@@ -34,8 +37,7 @@ def overrides(setting: Setting, tokens: Path, runs_dir: Path, name: str) -> list
         f"data.document_mask={str(setting.document_mask).lower()}",
         *PRECISION_OVERRIDES[setting.precision],
         f"train.activation_checkpoint={setting.activation_checkpoint}",
-        f"train.micro_batch_size={setting.micro_batch}",
-        f"train.global_batch_size={setting.micro_batch * max(1, setting.gpus)}",
+        *setting.layout.overrides(setting.micro_batch, setting.gpus),
         f"train.steps={NEVER}",
         f"checkpoint.every_steps={NEVER}",
         f"runs_dir={runs_dir}",
@@ -43,14 +45,16 @@ def overrides(setting: Setting, tokens: Path, runs_dir: Path, name: str) -> list
     ]
 
 
-def measure(setting: Setting, folder: Path, seconds: float) -> Measurement:
-    """One run of at most `seconds`, with all its files in `folder`. Why it failed is in its `error`; nothing is raised."""
+async def measure(setting: Setting, folder: Path, seconds: float, devices: Sequence[int]) -> Measurement:
+    """One run of at most `seconds` on these GPUs, with all its files in `folder`.
+
+    Why it failed is in its `error`; nothing is raised."""
     model = shape_config(setting.shape)
     tokens = write_random_tokens(folder / "tokens", model.vocab_size)
     began, clock = time.monotonic(), time.time()
     launch_log, run = folder / "launch.log", RunFolder(folder / OURS)
     command = [sys.executable, "-m", "harness.launch", *overrides(setting, tokens, folder, OURS)]
-    process = start(command, launch_log, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+    process = start(command, launch_log, gpus.environment(devices))
 
     def ended() -> str | None:
         if process.poll():
@@ -60,7 +64,7 @@ def measure(setting: Setting, folder: Path, seconds: float) -> Measurement:
         return "" if run.last_step() >= setting.steps else None
 
     try:
-        error = poll(ended, began + seconds)
+        error = await watch(ended, began + seconds)
     finally:
         end_group(process)
     lines = run.metrics()

@@ -4,11 +4,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.gpus import visible
-from benchmarks.throughput.processes import end_group, poll, start, tail, why_failed
+from benchmarks import gpus
+from benchmarks.processes import end_group, start, tail, watch, why_failed
 from benchmarks.throughput.settings import RIVAL, Measurement, Setting, shape_config
 from harness.config.schema import ModelConfig
 from harness.model.family import head_dim
@@ -57,32 +58,31 @@ def command(setting: Setting, model: ModelConfig, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(setting: Setting) -> dict[str, str]:
+def environment(devices: Sequence[int]) -> dict[str, str]:
     """What torchtitan's run_train.sh sets, the same GPUs and as many threads as our agent gives its ranks."""
     return {
         "PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, visible(setting.gpus))),
+        **gpus.environment(devices),
     }
 
 
-def measure(setting: Setting, folder: Path, seconds: float) -> Measurement:
-    """One run of at most `seconds`. Why it failed is in its `error`; nothing is raised."""
+async def measure(setting: Setting, folder: Path, seconds: float, devices: Sequence[int]) -> Measurement:
+    """One run of at most `seconds` on these GPUs. Why it failed is in its `error`; nothing is raised."""
     began, clock = time.monotonic(), time.time()
     try:
         wanted = command(setting, shape_config(setting.shape), folder)
     except NoCounterpart as error:
         return Measurement(RIVAL, setting, error=str(error))
     log = folder / "torchtitan.log"
-    process = start(wanted, log, environment(setting))
+    process = start(wanted, log, environment(devices))
 
     def ended() -> dict[str, Any] | None:
         gone = process.poll() is not None  # before the log is read, so that its last line is seen
         return result_line(log) or ({"error": why_failed(log)} if gone else None)
 
     try:
-        found = poll(ended, began + seconds)
+        found = await watch(ended, began + seconds)
     finally:
         end_group(process)
     if found is None:

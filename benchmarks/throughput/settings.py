@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.throughput.layouts import Layout
 from harness.config.compose import compose
 from harness.config.schema import ModelConfig
 
@@ -35,6 +36,8 @@ class Setting:
     document_mask: bool = False
     """Attention stays inside documents; only ours can without a tokenizer."""
     seq_len: int = 4096
+    layout: Layout = field(default_factory=Layout)
+    """How our side divides the work; the rival has FSDP alone."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Measurement:
     """From the start of the program to the end of its first step, compilation included."""
     seconds: float = 0.0
     """From the start of the program until its memory was free again."""
+    device: int | None = None
+    """Number of the GPU that it had for itself while another program ran on another; None: nothing else ran."""
     versions: dict[str, str] = field(default_factory=dict)
     log_tail: list[str] = field(default_factory=list)
     """Last lines of the log of a run that failed."""

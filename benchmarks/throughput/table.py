@@ -1,10 +1,12 @@
 """The report: a Markdown table of all runs, the best of each program, and the raw figures beside it."""
 
 import json
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.throughput.layouts import FSDP, Layout
 from benchmarks.throughput.settings import OURS, RIVAL, WARMUP_STEPS, WINDOW_STEPS, Measurement, Setting
 from benchmarks.throughput.tokens import MEAN_DOCUMENT
 from harness.model.family import FLOPS_FORMULA
@@ -51,6 +53,7 @@ class Report:
                 "",
                 *self._runs(),
                 *self._best(),
+                *self._layouts(),
                 "",
                 *self._notes(),
                 "",
@@ -59,8 +62,9 @@ class Report:
 
     def _runs(self) -> list[str]:
         lines = [
-            "| run | program | shape | precision | micro batch | tokens/s/GPU | ratio | MFU | peak GiB | first step s | remark |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| run | program | shape | precision | micro batch | layout | tokens/s/GPU | ratio | MFU | peak GiB "
+            "| first step s | remark |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for number, measurement in enumerate(self.measurements, 1):
             setting = measurement.setting
@@ -70,8 +74,9 @@ class Report:
                 setting.shape,
                 setting.precision,
                 str(setting.micro_batch),
+                _layout(setting),
                 _rate(measurement.tokens_per_second),
-                _ratio(measurement, self._rival_of(number - 1)),
+                _ratio(measurement.tokens_per_second, self._rival_of(number - 1)),
                 _share(measurement.mfu(self.peak_flops)),
                 _gibibytes(measurement.peak_memory_bytes),
                 UNKNOWN if measurement.first_step_seconds is None else f"{measurement.first_step_seconds:.0f}",
@@ -80,15 +85,20 @@ class Report:
             lines.append(f"| {' | '.join(cells)} |")
         return lines
 
-    def _rival_of(self, index: int) -> Measurement | None:
-        """The rival's run in the same setting that ran nearest to ours, the later of two."""
+    def _rival_of(self, index: int) -> float | None:
+        """Of the rival, beside our run number `index`."""
         ours = self.measurements[index]
         if ours.program != OURS or ours.setting.document_mask:
             return None
+        return self._nearest(index, RIVAL, ours.setting)
+
+    def _nearest(self, index: int, program: str, setting: Setting) -> float | None:
+        """Tokens/s/GPU of the program's run in this setting, on the same GPU, that ran nearest to run `index`; the later of
+        two."""
         there = [
-            (abs(other - index), -other, run)
+            (abs(other - index), -other, run.tokens_per_second)
             for other, run in enumerate(self.measurements)
-            if run.program == RIVAL and run.setting == ours.setting
+            if (run.program, run.setting, run.device) == (program, setting, self.measurements[index].device)
         ]
         return min(there, key=lambda found: found[:2])[2] if there else None
 
@@ -99,22 +109,42 @@ class Report:
         for shape, precision in groups:
             ours, rival = (self._fastest(program, shape, precision) for program in (OURS, RIVAL))
             if ours and rival:
-                cells = [shape, precision, _at(ours), _at(rival), _ratio(ours, rival)]
+                cells = [shape, precision, _at(*ours), _at(*rival), _ratio(ours[0], rival[0])]
                 rows.append(f"| {' | '.join(cells)} |")
         if not rows:
             return []
         head = ["", "At each program's best micro batch:", ""]
         return [*head, f"| shape | precision | {OURS} | {RIVAL} | ratio |", "|---|---|---|---|---|", *rows]
 
-    def _fastest(self, program: str, shape: str, precision: str) -> Measurement | None:
-        runs = [
-            run
-            for run in self.measurements
-            if (run.program, run.setting.shape, run.setting.precision) == (program, shape, precision)
-            and run.tokens_per_second is not None
-            and not run.setting.document_mask
-        ]
-        return max(runs, key=lambda run: run.tokens_per_second or 0.0, default=None)
+    def _fastest(self, program: str, shape: str, precision: str) -> tuple[float, Setting] | None:
+        """Median over the runs of its fastest setting with FSDP, and which that is."""
+        rates: dict[Setting, list[float]] = {}
+        for run in self.measurements:
+            setting, rate = run.setting, run.tokens_per_second
+            comparable = not setting.document_mask and setting.layout == Layout()
+            if (run.program, setting.shape, setting.precision) == (program, shape, precision) and rate and comparable:
+                rates.setdefault(setting, []).append(rate)
+        found = [(statistics.median(each), setting) for setting, each in rates.items()]
+        return max(found, key=lambda pair: pair[0], default=None)
+
+    def _layouts(self) -> list[str]:
+        """One line for each of our runs in another layout that ran with FSDP too."""
+        rows = []
+        for index, run in enumerate(self.measurements):
+            setting = run.setting
+            if run.program != OURS or setting.layout == Layout():
+                continue
+            fsdp = self._nearest(index, OURS, replace(setting, layout=Layout()))
+            if fsdp is None or run.tokens_per_second is None:
+                continue
+            cells = [setting.shape, setting.precision, str(setting.micro_batch), _layout(setting)]
+            cells += [_rate(run.tokens_per_second), _rate(fsdp), _ratio(run.tokens_per_second, fsdp)]
+            rows.append(f"| {' | '.join(cells)} |")
+        if not rows:
+            return []
+        head = ["", f"Our layouts against {FSDP}, with as many tokens a step:", ""]
+        columns = f"| shape | precision | micro batch | layout | tokens/s/GPU | with {FSDP} | ratio |"
+        return [*head, columns, "|---|---|---|---|---|---|---|", *rows]
 
     def _notes(self) -> list[str]:
         setting = self.measurements[0].setting if self.measurements else None
@@ -126,8 +156,24 @@ class Report:
             + (f" against {self.peak_flops / 1e12:.0f} TFLOP/s, the dense bf16 peak, also for FP8."
                if self.peak_flops else "; not given, since this GPU's peak is not known."),
             "Peak: most device memory in use on one GPU, by NVML.",
+            *self._arrangement(),
         ]  # fmt: skip
         return [f"- {note}" for note in (*notes, *self._differences())]
+
+    def _arrangement(self) -> list[str]:
+        """How programs and GPUs were placed, where that is not one program after the other with FSDP."""
+        notes = []
+        if any(run.device is not None for run in self.measurements):
+            notes.append(
+                "Two programs ran side by side, each on a GPU of its own, then swapped. Ratios are of runs on the same GPU; "
+                "the best are medians over both."
+            )
+        if any(run.setting.layout != Layout() for run in self.measurements):
+            notes.append(
+                "Layouts: a step has the sequences of one micro batch for each GPU in all of them. With tp a micro batch is tp "
+                f"times as large, with cp and pp a step has cp x pp of them. {RIVAL} runs with {FSDP} alone."
+            )
+        return notes
 
     def _differences(self) -> list[str]:
         """What is not the same in both programs, as far as it was measured."""
@@ -153,15 +199,19 @@ def _remark(measurement: Measurement) -> str:
     setting: Setting = measurement.setting
     remarks = [
         measurement.error,
+        f"GPU {measurement.device}" if measurement.device is not None else "",
         "document masks" if setting.document_mask else "",
         f"{setting.activation_checkpoint} activation checkpointing" if setting.activation_checkpoint != "none" else "",
     ]
     return "; ".join(remark for remark in remarks if remark).replace("|", "/")
 
 
-def _ratio(ours: Measurement, rival: Measurement | None) -> str:
-    mine, theirs = ours.tokens_per_second, rival.tokens_per_second if rival else None
-    return UNKNOWN if mine is None or theirs is None else f"{mine / theirs:.3f}"
+def _layout(setting: Setting) -> str:
+    return setting.layout.name(setting.gpus) if setting.gpus > 1 else UNKNOWN
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    return UNKNOWN if ours is None or theirs is None else f"{ours / theirs:.3f}"
 
 
 def _rate(rate: float | None) -> str:
@@ -176,5 +226,5 @@ def _gibibytes(size: int | None) -> str:
     return UNKNOWN if size is None else f"{size / 2**30:.0f}"
 
 
-def _at(measurement: Measurement) -> str:
-    return f"{_rate(measurement.tokens_per_second)} (micro batch {measurement.setting.micro_batch})"
+def _at(rate: float, setting: Setting) -> str:
+    return f"{_rate(rate)} (micro batch {setting.micro_batch})"

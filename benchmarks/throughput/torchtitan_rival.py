@@ -23,7 +23,7 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import init_logger
 from torchtitan.train import Trainer
 
-from benchmarks.throughput.processes import OUT_OF_MEMORY
+from benchmarks.processes import OUT_OF_MEMORY
 from benchmarks.throughput.settings import ACTIVATION_CHECKPOINTS, PRECISIONS, RIVAL, WARMUP_STEPS, WINDOW_STEPS
 from harness.train.process import prepare_process
 

@@ -1,7 +1,10 @@
 """The comparison with torchtitan: its commands, what is read from logs, the table; and a real run of our side on CPU."""
 
+import argparse
+import asyncio
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import processes
+from benchmarks.gpus import NoGpus, PeakMemory, environment, visible
 from benchmarks.throughput import __main__ as throughput
-from benchmarks.throughput import ours, processes, rival
-from benchmarks.throughput.gpus import PeakMemory
+from benchmarks.throughput import ours, rival
+from benchmarks.throughput.layouts import Layout, parse_layout
 from benchmarks.throughput.settings import OURS, RIVAL, Measurement, Setting, shape_config, window_rates
 from benchmarks.throughput.table import Report
 from benchmarks.throughput.tokens import END_OF_DOCUMENT, write_random_tokens
 from harness.config.compose import compose
+from harness.config.layout import layout
 from harness.data.token_files import open_source
 
 SETTING = Setting("smollm3_3b", "bf16", micro_batch=4, gpus=2, steps=40)
@@ -75,7 +81,7 @@ def test_a_shape_that_the_rival_can_not_take_is_a_row_with_the_reason(
 ) -> None:
     other = dataclasses.replace(shape_config("smollm3_3b"), model_type="qwen3")
     monkeypatch.setattr(rival, "shape_config", lambda shape: other)
-    assert "qwen3 has no counterpart" in rival.measure(SETTING, tmp_path, 1.0).error
+    assert "qwen3 has no counterpart" in asyncio.run(rival.measure(SETTING, tmp_path, 1.0, [0])).error
     with pytest.raises(rival.NoCounterpart, match="head_dim"):
         rival.model_arguments(dataclasses.replace(shape_config("llama_1b"), head_dim=128))
 
@@ -89,7 +95,7 @@ def test_the_rivals_command_starts_one_rank_per_gpu_on_the_same_gpus() -> None:
         "--precision": "bf16", "--micro-batch": "4", "--seq-len": "4096", "--steps": "40",
         "--activation-checkpoint": "none", "--dump-folder": "/x",
     }  # fmt: skip
-    assert rival.environment(SETTING)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert rival.environment([2, 3])["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
 def test_our_overrides_make_one_micro_batch_a_step_and_no_checkpoint(tmp_path: Path) -> None:
@@ -104,15 +110,76 @@ def test_our_overrides_make_one_micro_batch_a_step_and_no_checkpoint(tmp_path: P
     assert config.cluster.gpus_per_node == 2 and config.data.stages[0].weights == {"random": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("text", "gpus", "name", "micro_batch", "accumulation"),
+    [
+        ("dp_shard=2", 2, "FSDP", 4, 1),
+        ("dp_replicate=2", 2, "dp_replicate=2", 4, 1),
+        ("tp=2", 2, "tp=2", 8, 1),
+        ("cp=2", 2, "cp=2", 4, 2),
+        ("pp=2", 2, "pp=2", 4, 2),
+        ("dp_replicate=2, tp=2", 8, "dp_replicate=2, dp_shard=2, tp=2", 8, 1),
+        ("cp=2,tp=2,pp=2", 8, "cp=2, tp=2, pp=2", 8, 4),
+    ],
+)
+def test_a_step_has_the_same_tokens_in_every_layout(
+    tmp_path: Path, text: str, gpus: int, name: str, micro_batch: int, accumulation: int
+) -> None:
+    found = parse_layout(text, gpus)
+    setting = dataclasses.replace(SETTING, gpus=gpus, layout=found)
+    config = compose(ours.overrides(setting, tmp_path, tmp_path, "ours"))
+    composed = layout(config)
+    assert found.name(gpus) == name
+    assert config.train.micro_batch_size == micro_batch and composed.accumulation_steps == accumulation
+    assert composed.tokens_per_step == gpus * 4 * 4096
+    assert composed.dp_shard == found.dp_shard(gpus)
+    assert (composed.dp_replicate, composed.cp, composed.tp, composed.pp) == (
+        found.dp_replicate, found.cp, found.tp, found.pp,
+    )  # fmt: skip
+
+
+def test_long_sequences_are_within_the_models_positions(tmp_path: Path) -> None:
+    config = compose(ours.overrides(dataclasses.replace(SETTING, seq_len=32768), tmp_path, tmp_path, "ours"))
+    assert (config.data.seq_len, config.model.max_position_embeddings) == (32768, 32768)
+    short = compose(ours.overrides(dataclasses.replace(SETTING, seq_len=512), tmp_path, tmp_path, "ours"))
+    assert (short.data.seq_len, short.model.max_position_embeddings) == (512, 4096)
+    long = dataclasses.replace(SETTING, seq_len=32768)
+    command = rival.command(long, shape_config("smollm3_3b"), Path("/x"))
+    assert command[command.index("--seq-len") + 1] == "32768"
+
+
+def planned(*arguments: str) -> list[throughput.Round]:
+    return list(throughput.plan(throughput.parse(list(arguments))))
+
+
 def test_both_programs_run_in_turns() -> None:
-    options = throughput.parse(["--micro-batches", "2,4", "--precision", "bf16,fp8", "--repeats", "2", "--gpus", "2"])
-    planned = list(throughput.plan(options))
-    assert len(planned) == 2 * (2 * 2 * 2 + 1)
-    assert [program for program, _ in planned[:8]] == [OURS, RIVAL] * 4
-    assert [setting.micro_batch for _, setting in planned[:9]] == [2, 2, 2, 2, 4, 4, 4, 4, 4]
-    assert [setting.document_mask for _, setting in planned[:9]] == [False] * 8 + [True]
-    alone = throughput.parse(["--no-rival", "--no-document-masks"])
-    assert [program for program, _ in throughput.plan(alone)] == [OURS, OURS]
+    rounds = planned("--micro-batches", "2,4", "--precision", "bf16,fp8", "--repeats", "2", "--gpus", "2")
+    assert all(len(turns) == 1 for turns in rounds)
+    runs = [turn for turns in rounds for turn in turns]
+    assert len(runs) == 2 * (2 * 2 * 2 + 1)
+    assert [program for program, _ in runs[:8]] == [OURS, RIVAL] * 4
+    assert [setting.micro_batch for _, setting in runs[:9]] == [2, 2, 2, 2, 4, 4, 4, 4, 4]
+    assert [setting.document_mask for _, setting in runs[:9]] == [False] * 8 + [True]
+    alone = planned("--no-rival", "--no-document-masks")
+    assert [program for turns in alone for program, _ in turns] == [OURS, OURS]
+
+
+def test_lanes_swap_the_programs_and_run_one_without_the_other_on_both() -> None:
+    rounds = planned("--lanes", "--micro-batches", "4")
+    assert [[program for program, _ in turns] for turns in rounds] == [[OURS, RIVAL], [RIVAL, OURS], [OURS, OURS]]
+    assert [setting.document_mask for turns in rounds for _, setting in turns] == [False] * 4 + [True] * 2
+
+
+def test_the_rival_takes_part_in_fsdp_alone() -> None:
+    rounds = planned("--gpus", "2", "--layout", "fsdp", "--layout", "tp=2", "--seq-len", "8192", "--micro-batches", "1")
+    runs = [turn for turns in rounds for turn in turns]
+    assert [(program, setting.layout, setting.document_mask) for program, setting in runs] == [
+        (OURS, Layout(), False),
+        (RIVAL, Layout(), False),
+        (OURS, Layout(tp=2), False),
+        (OURS, Layout(), True),
+    ]
+    assert {setting.seq_len for _, setting in runs} == {8192}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +191,14 @@ def test_both_programs_run_in_turns() -> None:
         (["--micro-batches", "2,0"], "--micro-batches 2,0: each must be at least 1"),
         (["--micro-batches", "two"], "--micro-batches"),
         (["--output", "x.json"], "--output x.json"),
+        (["--seq-len", "0"], "--seq-len 0: must be at least 1"),
+        (["--lanes", "--gpus", "2"], "--lanes: each program has one GPU, but --gpus 2"),
+        (["--gpus", "2", "--layout", "tp=4"], "--layout tp=4: the sizes must divide --gpus 2"),
+        (["--gpus", "4", "--layout", "tp=2,dp_shard=4"], "--layout tp=2,dp_shard=4: --gpus 4 leaves dp_shard=2"),
+        (["--layout", "tp"], "--layout tp: 'tp': write NAME=SIZE once for each of dp_shard, dp_replicate, cp, tp, pp"),
+        (["--layout", "tp=1,tp=1"], "'tp=1': write NAME=SIZE once"),
+        (["--layout", "ep=1"], "'ep=1': write"),
+        (["--layout", "cp=0"], "'cp=0': write"),
     ],
 )
 def test_options_that_make_no_sense_are_named(
@@ -137,8 +212,8 @@ def test_options_that_make_no_sense_are_named(
 def test_the_table_has_ratio_and_mfu() -> None:
     text = report(measured(OURS, 29_000), measured(RIVAL, 25_000, parameters=3_337_766_912)).render()
     ours_row, rival_row = rows(text)
-    assert ours_row[:8] == ["1", OURS, "smollm3_3b", "bf16", "4", "29,000", "1.160", "64.7%"]
-    assert rival_row[5:8] == ["25,000", "-", "55.8%"]
+    assert ours_row[:9] == ["1", OURS, "smollm3_3b", "bf16", "4", "FSDP", "29,000", "1.160", "64.7%"]
+    assert rival_row[6:9] == ["25,000", "-", "55.8%"]
     assert "989 TFLOP/s" in text and "6N + 12*L*H*S" in text and "smollm3_3b 263M" in text
 
 
@@ -148,16 +223,47 @@ def test_the_best_of_each_program_at_any_micro_batch_is_compared() -> None:
     runs = [measured(OURS, 28_000, small), measured(RIVAL, 23_000, small), measured(OURS, 27_000)]
     runs += [measured(RIVAL, 25_000), measured(OURS, 40_000, masked)]
     text = report(*runs).render()
-    assert [row[6] for row in rows(text)] == ["1.217", "-", "1.080", "-", "-"]
+    assert [row[7] for row in rows(text)] == ["1.217", "-", "1.080", "-", "-"]
     assert "| smollm3_3b | bf16 | 28,000 (micro batch 2) | 25,000 (micro batch 4) | 1.120 |" in text
-    assert "document masks" in rows(text)[4][10] and "Document masks: random lengths" in text
+    assert "document masks" in rows(text)[4][11] and "Document masks: random lengths" in text
+
+
+def test_other_layouts_are_compared_with_our_fsdp_and_never_with_the_rival() -> None:
+    tensor = dataclasses.replace(SETTING, layout=Layout(tp=2))
+    small = dataclasses.replace(tensor, micro_batch=2)
+    runs = [
+        measured(OURS, 26_000),
+        measured(RIVAL, 25_000),
+        measured(OURS, 23_400, tensor),
+        measured(OURS, 30_000, small),
+    ]
+    text = report(*runs).render()
+    assert [row[5] for row in rows(text)] == ["FSDP", "FSDP", "tp=2", "tp=2"]
+    assert [row[7] for row in rows(text)] == ["1.040", "-", "-", "-"]
+    table = text.split("Our layouts against FSDP")[1].split("\n\n")[1].splitlines()
+    assert table[2:] == ["| smollm3_3b | bf16 | 4 | tp=2 | 23,400 | 26,000 | 0.900 |"], "no FSDP run at micro batch 2"
+    assert "| 26,000 (micro batch 4) | 25,000 (micro batch 4) | 1.040 |" in text
+    assert f"{RIVAL} runs with FSDP alone" in text
+    assert "Our layouts" not in report(*runs[:2]).render() and "Layouts:" not in report(*runs[:2]).render()
+
+
+def test_lanes_are_compared_on_the_same_gpu_and_medians_over_both() -> None:
+    one = dataclasses.replace(SETTING, gpus=1)
+    given = [(RIVAL, 20_000, 1), (OURS, 24_000, 0), (OURS, 22_000, 1), (RIVAL, 22_000, 0)]
+    runs = [dataclasses.replace(measured(program, rate, one), device=gpu) for program, rate, gpu in given]
+    text = report(*runs).render()
+    assert [(row[7], row[11]) for row in rows(text)] == [
+        ("-", "GPU 1"), ("1.091", "GPU 0"), ("1.100", "GPU 1"), ("-", "GPU 0"),
+    ]  # fmt: skip
+    assert "| 23,000 (micro batch 4) | 21,000 (micro batch 4) | 1.095 |" in text
+    assert "Two programs ran side by side" in text
 
 
 def test_an_unknown_gpu_has_no_mfu_and_a_failure_sinks_nothing(tmp_path: Path) -> None:
     failed = Measurement(RIVAL, SETTING, error="out of memory", log_tail=["last line"])
     found = report(measured(OURS, 29_000), failed, peak=None)
     ours_row, rival_row = rows(found.render())
-    assert ours_row[6:8] == ["-", "-"] and rival_row[5] == "-" and rival_row[10] == "out of memory"
+    assert ours_row[7:9] == ["-", "-"] and rival_row[6] == "-" and rival_row[11] == "out of memory"
     assert "best micro batch" not in found.render()
     found.write(tmp_path / "deep" / "t.md")
     raw = json.loads((tmp_path / "deep" / "t.json").read_text())
@@ -209,7 +315,7 @@ def test_the_rivals_line_is_read_and_the_program_not_waited_for(
         "first_step_time": time.time() + 9,
     }  # fmt: skip
     fake_rival(monkeypatch, f"import time; print('step: 1'); print({json.dumps(line)!r}, flush=True); time.sleep(600)")
-    found = rival.measure(SETTING, tmp_path, 60.0)
+    found = asyncio.run(rival.measure(SETTING, tmp_path, 60.0, [0]))
     assert (found.error, found.tokens_per_second, found.parameters) == ("", 2.0, 5)
     assert found.first_step_seconds is not None and 8 < found.first_step_seconds < 10
 
@@ -226,8 +332,95 @@ def test_a_rival_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float, error: str
 ) -> None:
     fake_rival(monkeypatch, script)
-    found = rival.measure(SETTING, tmp_path, seconds)
+    found = asyncio.run(rival.measure(SETTING, tmp_path, seconds, [0]))
     assert found.error == error and not found.rates
+
+
+class Lane:
+    """A GPU that is always free."""
+
+    def __init__(self, device: int) -> None:
+        self.devices = [device]
+
+    def memory_used(self) -> int:
+        return 7
+
+    async def wait_until_free(self, before: int, seconds: float) -> bool:
+        return True
+
+
+def lanes_of(tmp_path: Path, options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, script: str) -> Report:
+    """What `run_all` brings where each program is `script`, which prints a result."""
+    fake_rival(monkeypatch, script)
+    monkeypatch.setattr(ours, "measure", rival.measure)
+    found = report()
+    processes.run_watched(throughput.run_all(list(throughput.plan(options)), [Lane(4), Lane(5)], found, options))  # type: ignore[list-item]
+    return found
+
+
+def test_lanes_run_at_the_same_time_on_gpus_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each program waits for the other of its round: one after the other they would never end."""
+    script = f"""
+import json, os, pathlib, time
+gpu, there = int(os.environ["CUDA_VISIBLE_DEVICES"]), pathlib.Path({str(tmp_path)!r})
+(there / f"gpu-{{gpu}}").touch()
+while not (there / f"gpu-{{9 - gpu}}").exists(): time.sleep(0.01)
+line = {{"program": {RIVAL!r}, "rates": [float(gpu)], "parameters": 1, "flops_per_token": 1, "versions": {{}}, "first_step_time": 0}}
+print(json.dumps(line))
+"""
+    arguments = ["--lanes", "--micro-batches", "4", "--no-document-masks", "--output", str(tmp_path / "t.md")]
+    found = lanes_of(tmp_path, throughput.parse([*arguments, "--seconds-per-run", "30"]), monkeypatch, script)
+    assert sorted((run.device, run.rates, run.peak_memory_bytes) for run in found.measurements) == [
+        (4, [4.0], 7), (4, [4.0], 7), (5, [5.0], 7), (5, [5.0], 7),
+    ]  # fmt: skip
+    assert len(json.loads((tmp_path / "t.json").read_text())["measurements"]) == 4
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("1/4 ") and "tokens/s/GPU" in said[0] and "on GPU" in said[0]
+
+
+def test_what_was_measured_outlives_an_end_in_the_middle_and_nothing_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One program is done, the other hangs; the benchmark is ended."""
+    line = {
+        "program": RIVAL,
+        "rates": [1.0],
+        "parameters": 1,
+        "flops_per_token": 1,
+        "versions": {},
+        "first_step_time": 0,
+    }
+    script = f"import os, time; os.environ['CUDA_VISIBLE_DEVICES'] == '4' and print({json.dumps(line)!r}, flush=True); time.sleep(600)"
+    options = throughput.parse(["--lanes", "--no-document-masks", "--output", str(tmp_path / "t.md")])
+    started = []
+    start = rival.start
+    monkeypatch.setattr(rival, "start", lambda *given: started.append(start(*given)) or started[-1])
+    write = Report.write
+
+    def written(self: Report, path: Path) -> None:
+        write(self, path)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Report, "write", written)
+    with pytest.raises(SystemExit, match="143"):
+        lanes_of(tmp_path, options, monkeypatch, script)
+    assert [run["rates"] for run in json.loads((tmp_path / "t.json").read_text())["measurements"]] == [[1.0]]
+    assert len(started) == 2 and not any(processes.alive(process) for process in started)
+
+
+def test_the_visible_gpus_are_the_first_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,6")
+    assert visible(2) == [3, 5]
+    assert environment(visible(1)) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "3"}
+    with pytest.raises(NoGpus, match="CUDA_VISIBLE_DEVICES=3, 5,6: shows 3 GPUs, 4 are needed"):
+        visible(4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f2c")
+    with pytest.raises(NoGpus, match="by their numbers"):
+        visible(1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible(2) == [0, 1] and environment([]) == {}
 
 
 def test_peak_memory_is_the_most_that_was_seen() -> None:
@@ -240,7 +433,7 @@ def test_peak_memory_is_the_most_that_was_seen() -> None:
 @pytest.mark.e2e
 def test_our_side_is_measured_and_leaves_nothing_running(tmp_path: Path) -> None:
     setting = Setting("tiny", "bf16", micro_batch=1, gpus=0, steps=20, seq_len=64)
-    found = ours.measure(setting, tmp_path, 120.0)
+    found = asyncio.run(ours.measure(setting, tmp_path, 120.0, []))
     assert (found.error, found.log_tail) == ("", [])
     assert len(found.rates) == 1 and found.rates[0] > 0 and found.parameters == 1_311_872
     assert found.first_step_seconds is not None and found.first_step_seconds > 0
@@ -253,5 +446,6 @@ def test_our_side_is_measured_and_leaves_nothing_running(tmp_path: Path) -> None
 
 
 def test_our_side_says_why_it_was_not_launched(tmp_path: Path) -> None:
-    found = ours.measure(Setting("tiny", "bf16", micro_batch=1, gpus=0, steps=20, seq_len=4096), tmp_path, 60.0)
-    assert "data.seq_len=4096" in found.error and not found.rates
+    setting = Setting("tiny", "bf16", micro_batch=1, gpus=0, steps=20, seq_len=63, layout=Layout(cp=2))
+    found = asyncio.run(ours.measure(setting, tmp_path, 60.0, []))
+    assert "parallel.cp=2" in found.error and not found.rates

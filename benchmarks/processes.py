@@ -1,14 +1,16 @@
 """Programs under measurement: started in a process group of their own, watched, ended for good, and their logs."""
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ _TELLS_NOTHING = ("ChildFailedError", "SignalException")
 
 def repository() -> Path:
     """Root of the checkout."""
-    return Path(__file__).resolve().parents[2]
+    return Path(__file__).resolve().parents[1]
 
 
 def start(command: list[str], log: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
@@ -49,6 +51,28 @@ def poll(look: Callable[[], T | None], deadline: float) -> T | None:
     return found
 
 
+async def watch(look: Callable[[], T | None], deadline: float) -> T | None:
+    """`poll` that lets other programs be watched meanwhile."""
+    while (found := look()) is None and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_SECONDS)
+    return found
+
+
+def run_watched(watching: Coroutine[Any, Any, T]) -> T:
+    """What `watching` returns. SIGTERM cancels it, so that it ends what it has started, and then exits."""
+
+    async def cancelled_by_sigterm() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await watching
+
+    try:
+        return asyncio.run(cancelled_by_sigterm())
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
+
+
 def end_group(process: "subprocess.Popen[bytes]") -> None:
     """End the whole group of `process`, also after its leader is gone: SIGTERM, and SIGKILL for what stays."""
     _signal_group(process.pid, signal.SIGTERM)
@@ -60,7 +84,7 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
 
 def alive(process: "subprocess.Popen[bytes]") -> bool:
     """Whether `process`, or anything that it started and left in its group, still runs."""
-    return process.poll() is None or bool(_members(process.pid))
+    return process.poll() is None or bool(members(process))
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -68,15 +92,15 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _members(group: int) -> list[int]:
-    """Processes of the group that still run; zombies that nobody has collected are none."""
+def members(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Processes of the group of `process` that still run; zombies that nobody has collected are none."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             state, _, own = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
         except (OSError, ValueError):
             continue  # it has just gone
-        if int(own) == group and state != "Z":
+        if int(own) == process.pid and state != "Z":
             found.append(int(entry.name))
     return found
 

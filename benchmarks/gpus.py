@@ -1,9 +1,10 @@
 """The GPUs that are measured on: names, driver, and how much of their memory is in use."""
 
+import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from harness.observe.collector import CollectorDisabled
@@ -19,24 +20,42 @@ class NoGpus(Exception):
 
 
 def visible(count: int) -> list[int]:
-    """Numbers, in PCI order, of the first `count` GPUs that both programs use: of CUDA_VISIBLE_DEVICES, or of all."""
+    """Numbers, in PCI order, of the first `count` GPUs of CUDA_VISIBLE_DEVICES, or of the machine. Raises NoGpus.
+
+    Where the variable is not set, whether the machine has so many is not looked at: see `Gpus`.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return list(range(count)) if named is None else [int(name) for name in named.split(",")][:count]
+    if named is None:
+        return list(range(count))
+    there = [name.strip() for name in named.split(",") if name.strip()]
+    if not all(name.isdecimal() for name in there):
+        raise NoGpus(f"CUDA_VISIBLE_DEVICES={named}: name the GPUs by their numbers, as in 0,1")
+    if len(there) < count:
+        raise NoGpus(f"CUDA_VISIBLE_DEVICES={named}: shows {len(there)} GPUs, {count} are needed")
+    return [int(name) for name in there[:count]]
+
+
+def environment(devices: Sequence[int]) -> dict[str, str]:
+    """What shows a program these GPUs alone; with none, it is left to its own."""
+    if not devices:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
 
 
 class Gpus:
-    """The GPUs that `visible` names, as NVML sees them."""
+    """GPUs by their numbers in PCI order, as NVML sees them."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, devices: Sequence[int]) -> None:
         """Raises NoGpus."""
+        self.devices = list(devices)
         try:
             self._nvml = open_nvml()
         except (CollectorDisabled, DriverAway) as error:
-            raise NoGpus(f"--gpus {count}: {error}") from error
+            raise NoGpus(f"{len(self.devices)} GPUs are needed: {error}") from error
         there = self._nvml.nvmlDeviceGetCount()
-        if len(visible(count)) < count or there <= max(visible(count)):
-            raise NoGpus(f"--gpus {count}: this machine has {there}, CUDA_VISIBLE_DEVICES shows {visible(there)}")
-        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in visible(count)]
+        if there <= max(self.devices):
+            raise NoGpus(f"{len(self.devices)} GPUs are needed (numbers {self.devices}): this machine has {there}")
+        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in self.devices]
 
     @property
     def names(self) -> list[str]:
@@ -50,13 +69,13 @@ class Gpus:
         """Bytes in use on the fullest of the GPUs, by all processes."""
         return max(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
 
-    def wait_until_free(self, before: int, seconds: float) -> bool:
+    async def wait_until_free(self, before: int, seconds: float) -> bool:
         """Whether memory in use fell back to about `before` within `seconds`: processes that were killed take a moment."""
         deadline = time.monotonic() + seconds
         while self.memory_used() > before + FREED_BYTES:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(SAMPLE_SECONDS)
+            await asyncio.sleep(SAMPLE_SECONDS)
         return True
 
 
