@@ -1,8 +1,10 @@
 """The command line of `python -m harness.preflight`."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from harness.preflight.steps import STEPS, Result, Step, run_steps
 
@@ -12,7 +14,7 @@ OK, FAILED = 0, 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Look at everything; the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.list:
         width = max(len(step.name) for step in STEPS)
         print("\n".join(f"{step.name:<{width}}  {step.about}" for step in STEPS))
@@ -82,5 +84,12 @@ def _writable(text: str) -> Path:
     return path
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what we have started must not go on without us
+        if signal.getsignal(ending) is not signal.SIG_IGN:
+            signal.signal(ending, _end)
     sys.exit(main())

@@ -50,7 +50,9 @@ def check_gpus(subject: Subject) -> Finding:
             return Finding(said, failures=(f"cluster.gpus_per_node={wanted}: {said}; run it where there are GPUs",))
         return Finding(
             f"skipped: {said}",
-            warnings=("run this step on a node of the job: srun ... -m harness.preflight --only gpus",),
+            warnings=(
+                "nothing was seen of the GPUs; look on a node of the job: srun ... -m harness.preflight ... --only gpus,layout,resume",
+            ),
         )
     problems += list(_problems(config, gpus, wanted))
     # an estimate from above: it warns and never fails

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness.preflight import process_tree
 from harness.preflight.finding import Finding, Subject
 from harness.run.files import read_json
 
@@ -16,20 +17,12 @@ def check_layout(subject: Subject) -> Finding:
     """In a process of its own: what goes wrong in torch or on a GPU stays there."""
     with tempfile.TemporaryDirectory(prefix="harness-preflight-") as folder:
         evidence = Path(folder) / "verify.json"
-        result = subprocess.run(
-            verify_command(subject, evidence),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        code, said = _run(verify_command(subject, evidence))
         found = read_json(evidence)
-    said = result.stdout.strip()
     if found is None:  # it ended before it could say
         return Finding(
             "nothing could be verified",
-            failures=(f"harness.verify ended with exit code {result.returncode}: " + _last_lines(said),),
+            failures=(f"harness.verify ended with exit code {code}: " + _last_lines(said),),
             detail=said,
         )
     layouts = found["layouts"]
@@ -50,6 +43,19 @@ def verify_command(subject: Subject, evidence: Path) -> list[str]:
     """What verifies this run and writes `evidence`."""
     own_folder = ["--config-dir", str(subject.config_dir)] if subject.config_dir else []
     return [sys.executable, "-m", "harness.verify", *subject.overrides, *own_folder, "--json", str(evidence)]
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Exit code, and all that was printed. When we are told to end, nothing of it goes on."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process_tree.kill(process.pid)
+            raise
+    return process.returncode, said.strip()
 
 
 def _failures(layout: dict[str, object]) -> list[str]:

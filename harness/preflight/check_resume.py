@@ -32,6 +32,8 @@ ENDLESS = 100_000
 MOST_SECONDS = 600.0
 """That a start may take to get to its checkpoint. On a GPU it compiles first."""
 POLL_SECONDS = 0.02
+TIDY_SECONDS = 5.0
+"""What a run that is given up gets to remove what it has outside its folder."""
 LAST_LINES = 15
 """Of what a failed start printed are shown."""
 COMPARED = ("loss", "grad_norm", "lr")
@@ -83,11 +85,13 @@ def check_resume(subject: Subject) -> Finding:
 
 
 def differences(before: Steps, after: Steps, steps: list[int]) -> list[str]:
-    """What the first of `steps` that is not the same before and after has become."""
+    """What has become of the first of `steps` that is not the same before and after; nothing where all are."""
     for step in steps:
         if step not in after:
             return [f"step {step} was not done again"]
         for key in COMPARED:
+            if before[step][key] is None:
+                return [f"{key} of step {step} is not finite, so that nothing can be compared (see optim.lr)"]
             if before[step][key] != after[step][key]:
                 return [f"{key} of step {step} was {before[step][key]!r} and is {after[step][key]!r} after the resume"]
     return []
@@ -147,10 +151,11 @@ def _train_and_kill(config: RootConfig, run: RunFolder) -> Steps:
                 raise _Failed(f"ended by itself before it was killed: {_why(run)}", _log(run))
             frozen = process_tree.freeze(int(job))  # so that what is seen below is what the kill finds
             if _is_ahead(run):
+                process_tree.send(frozen, signal.SIGKILL)
                 return _metrics(run)
             process_tree.send(frozen, signal.SIGCONT)
     finally:
-        process_tree.kill(int(job))
+        process_tree.end(int(job), TIDY_SECONDS)
 
 
 def _train_to_the_end(config: RootConfig, run: RunFolder) -> None:
@@ -158,7 +163,7 @@ def _train_to_the_end(config: RootConfig, run: RunFolder) -> None:
     try:
         _wait(lambda: not _runs(config, job), run)
     finally:
-        process_tree.kill(int(job))
+        process_tree.end(int(job), TIDY_SECONDS)
     outcome = read_outcome(run, run.newest_attempt() or 0)
     if outcome is None or outcome.state != "finished":
         raise _Failed(f"was launched again after a kill and did not finish: {_why(run)}", _log(run))

@@ -1,6 +1,7 @@
 """Asks Slurm whether it would take the job: it answers, has the partition and the nodes, and accepts the very batch script."""
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 
@@ -27,14 +28,13 @@ def check_slurm(subject: Subject) -> Finding:
     accepted, said = _test_only(config)
     if not accepted:
         failures.append(
-            f"sbatch --test-only refuses the job: {said}. Change cluster.partition, cluster.nodes, cluster.time, "
-            "cluster.gpus_per_node, cluster.account, cluster.qos or cluster.sbatch accordingly"
+            f"sbatch --test-only says: {said}. Change cluster.partition, nodes, time, gpus_per_node, cpus_per_node, exclude, "
+            "account, qos or sbatch accordingly"
         )
     return Finding(
-        f"Slurm says: {said}",
+        f"Slurm says: {said}" if accepted else "Slurm refuses the job",
         failures=tuple(failures),
         warnings=tuple(warnings),
-        detail=said,
         facts={"test_only": said, "accepted": accepted},
     )
 
@@ -107,6 +107,5 @@ def _test_only(config: RootConfig) -> tuple[bool, str]:
             )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {slurm.COMMAND_SECONDS:.0f} s"
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in result.stderr.splitlines()]
-    lines = [line for line in lines if line != "allocation failure"]
-    return result.returncode == 0, "; ".join(line for line in lines if line.strip()) or f"exit code {result.returncode}"
+    lines = [re.sub(r"^(sbatch: |error: |allocation failure: )+", "", line) for line in result.stderr.splitlines()]
+    return result.returncode == 0, "; ".join(filter(None, lines)) or f"exit code {result.returncode}"

@@ -15,7 +15,7 @@ from tests.tiny import tiny_run
 STEPS = {step: {"loss": 2.0 / step, "grad_norm": 1.0, "lr": 0.1} for step in range(1, 7)}
 
 
-def changed(step: int, **figures: float) -> dict[int, dict[str, Any]]:
+def changed(step: int, **figures: float | None) -> dict[int, dict[str, Any]]:
     return {**STEPS, step: {**STEPS[step], **figures}}
 
 
@@ -25,6 +25,7 @@ def test_one_bit_of_one_step_is_found() -> None:
         f"loss of step 5 was 0.4 and is {loss} after the resume"
     ]
     assert "grad_norm of step 6 was 1.0" in differences(STEPS, changed(6, grad_norm=2.0), [5, 6])[0]
+    assert "loss of step 5 is not finite" in differences(changed(5, loss=None), STEPS, [5, 6])[0]
     assert differences(STEPS, {5: STEPS[5]}, [5, 6]) == ["step 6 was not done again"]
     assert differences(STEPS, changed(4, loss=9.0), [5, 6]) == []
 

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.preflight import check_storage
@@ -87,6 +89,7 @@ def test_a_step_that_crashes_fails_alone(
     ("arguments", "says"),
     [
         (["--only", "data,gpu"], "no such step as gpu; there are config, data, storage"),
+        (["train.steps=9", "--only", "gpu", "optim.lr=1"], "no such step as gpu"),
         (["--json", "/nowhere/found.json"], "/nowhere/found.json: no such folder"),
     ],
 )
@@ -94,6 +97,31 @@ def test_bad_options_are_named(arguments: list[str], says: str, capsys: pytest.C
     with pytest.raises(SystemExit) as ended:
         main(["+exp=tiny", *arguments])
     assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_told_to_end_it_takes_the_small_run_with_it(tokens: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.preflight", *overrides(tokens, tmp_path / "runs"), "--only", "resume"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    preflight = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    mine = psutil.Process(preflight.pid)
+
+    def training() -> bool:
+        return any("harness.train" in " ".join(child.cmdline()) for child in mine.children(recursive=True))
+
+    deadline = time.monotonic() + 60
+    while not training():
+        assert preflight.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    below = mine.children(recursive=True)
+    boards = {child.environ()["HARNESS_BOARD_DIR"] for child in below if "HARNESS_BOARD_DIR" in child.environ()}
+    preflight.terminate()
+    said, _ = preflight.communicate(timeout=30)
+    assert preflight.returncode == 130 and said.endswith("stopped\n")
+    gone, alive = psutil.wait_procs(below, timeout=10)
+    assert len(gone) > 3 and not alive
+    assert boards and not any(map(os.path.exists, boards))
+    assert not list(tmp_path.glob("harness-preflight-*"))
 
 
 @pytest.mark.e2e

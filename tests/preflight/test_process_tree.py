@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from harness.preflight import process_tree
@@ -14,12 +15,32 @@ def state(pid: int) -> str:
     return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else ""
 
 
-def test_the_whole_tree_stops_goes_on_and_dies() -> None:
-    script = "bash -c 'sleep 60 & echo $! $$; wait' & wait"
+def wait_until_dead(pids: list[int]) -> None:
+    """SIGKILL takes effect when the process is next run."""
+    deadline = time.monotonic() + 20
+    while any(state(pid) not in ("", "Z") for pid in pids):
+        assert time.monotonic() < deadline, "a process outlives SIGKILL"
+        time.sleep(0.01)
+
+
+def tree_of(script: str) -> tuple["subprocess.Popen[str]", list[int]]:
+    """A shell with a shell with a `sleep` below it that runs `script`'s traps, and their ids."""
     root = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
     assert root.stdout is not None
-    grandchild, child = map(int, root.stdout.readline().split())
-    tree = [root.pid, child, grandchild]
+    return root, [root.pid, *map(int, root.stdout.readline().split())]
+
+
+def test_all_are_asked_to_end_and_who_does_not_is_killed() -> None:
+    stubborn = "bash -c 'trap \"\" TERM; sleep 60 & echo $! $$; wait; sleep 60' & wait"
+    root, (_, *below) = tree_of(f"trap 'echo tidied; exit 3' TERM; {stubborn}")
+    process_tree.end(root.pid, 0.3)
+    assert root.stdout is not None and root.stdout.read() == "tidied\n"
+    assert root.wait(10) == 3
+    wait_until_dead(below)
+
+
+def test_the_whole_tree_stops_goes_on_and_dies() -> None:
+    root, tree = tree_of("bash -c 'sleep 60 & echo $! $$; wait' & wait")
     assert sorted(process_tree.freeze(root.pid)) == sorted(tree)
     os.waitid(os.P_PID, root.pid, os.WSTOPPED)
     assert state(root.pid) == "T"
@@ -27,6 +48,6 @@ def test_the_whole_tree_stops_goes_on_and_dies() -> None:
     os.waitid(os.P_PID, root.pid, os.WCONTINUED)
     process_tree.kill(root.pid)
     assert root.wait(10) == -signal.SIGKILL
-    root.stdout.read()  # ends when the last of them has let go of it
-    assert {state(child), state(grandchild)} <= {"", "Z"}
+    assert root.stdout is not None and root.stdout.read() == ""  # ends when the last of them has let go of it
+    wait_until_dead(tree[1:])
     process_tree.kill(root.pid)  # gone: nothing happens
