@@ -84,7 +84,7 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
 
 def alive(process: "subprocess.Popen[bytes]") -> bool:
     """Whether `process`, or anything that it started and left in its group, still runs."""
-    return process.poll() is None or bool(members(process))
+    return process.poll() is None or bool(_members(process.pid))
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -92,15 +92,15 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def members(process: "subprocess.Popen[bytes]") -> list[int]:
-    """Processes of the group of `process` that still run; zombies that nobody has collected are none."""
+def _members(group: int) -> list[int]:
+    """Processes of the group that still run; zombies that nobody has collected are none."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             state, _, own = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
         except (OSError, ValueError):
             continue  # it has just gone
-        if int(own) == process.pid and state != "Z":
+        if int(own) == group and state != "Z":
             found.append(int(entry.name))
     return found
 
