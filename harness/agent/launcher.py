@@ -7,6 +7,7 @@ resume from the newest checkpoint. How often they may is decided here by progres
 import argparse
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -87,7 +88,8 @@ def launch(options: argparse.Namespace) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
     watcher = RestartPolicy(run, run.ledger(options.attempt, options.node), options.boards, options.head, limit)
-    logs = DefaultLogsSpecs(log_dir=tempfile.mkdtemp(prefix="harness-ranks-"))
+    scratch = tempfile.mkdtemp(prefix="harness-ranks-")  # torch's own files about the ranks; nothing that anybody reads
+    logs = DefaultLogsSpecs(log_dir=scratch)
     agent = _elastic_agent(watcher, spec, logs)
     try:
         result = agent.run()
@@ -98,6 +100,7 @@ def launch(options: argparse.Namespace) -> int:
         return watcher.exit_code or 1
     finally:
         rendezvous.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
     return (watcher.exit_code or 1) if result.is_failed() else 0
 
 

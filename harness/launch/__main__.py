@@ -17,7 +17,7 @@ OK, PROBLEM, ENVIRONMENT = 0, 2, 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     # nothing heavy before this line: --help must answer at once
     from harness.config.compose import ConfigError, compose, expand_sweep, swept_keys
     from harness.run.folder import RunFolderError

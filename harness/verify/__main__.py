@@ -14,7 +14,7 @@ PROBLEM = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Verify; the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     # nothing heavy before this line: --help must answer at once
     from harness.config.compose import ConfigError, compose
 

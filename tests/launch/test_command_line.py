@@ -31,6 +31,11 @@ def test_help_needs_nothing_heavy() -> None:
     assert "experiments: ablation_1b, long_context_32k, smol3b, smol3b_1node, tiny" in result.stdout
 
 
+def test_overrides_may_stand_on_both_sides_of_an_option(tmp_path: Path) -> None:
+    result = launch("+exp=smol3b", "--config-dir", str(tmp_path), "dry_run=true", f"runs_dir={tmp_path}", "optim.lr=x")
+    assert "optim.lr" in result.stdout + result.stderr and "unrecognized arguments" not in result.stderr
+
+
 def test_planning_does_not_import_torch(tmp_path: Path) -> None:
     code = f"import sys\nfrom harness.launch.__main__ import main\nmain(['+exp=smol3b','dry_run=true','runs_dir={tmp_path}'])\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
