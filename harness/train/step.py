@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from harness.data.loader import StepBatch
 from harness.optim.clip import clip_scale, local_square_sum
 from harness.optim.ema import Ema
 from harness.optim.optimizer import Optimizer
 from harness.optim.spike import SpikeDetector
-from harness.optim.statistics import module_statistics
+from harness.optim.statistics import group_of, module_statistics
 from harness.parallel.model import ParallelModel
 from harness.train.inputs import InputMaker
 from harness.train.timeline import Mark, Timeline
@@ -97,7 +98,7 @@ class Stepper:
         tp: int,
         stage_size: int,
     ) -> None:
-        """`fsdp_size` ranks average their gradients; `stage_size` ranks together hold one pipeline stage."""
+        """`fsdp_size` ranks average their gradients; `stage_size` ranks together hold one pipeline stage. Collective."""
         self.model = model
         self.optimizer = optimizer
         self.make_inputs = make_inputs
@@ -112,7 +113,21 @@ class Stepper:
         self._device = make_inputs.device
         self._timeline = Timeline(self._device)
         self._lr = torch.zeros((), dtype=torch.float32, device=self._device)
-        self._groups: list[str] | None = None
+        self._counted = self._own_counted()
+        self._groups = self._all_groups()
+
+    def _own_counted(self) -> dict[str, nn.Parameter]:
+        """The parameters whose norms this rank reports."""
+        counted = {id(parameter) for parameter in self.model.counted}
+        return {name: p for name, p in self.optimizer.parameters.items() if id(p) in counted}
+
+    def _all_groups(self) -> list[str]:
+        """Groups of `module_statistics` over all pipeline stages. Collective; here rather than in a step, which it would
+        hold up."""
+        own = list(dict.fromkeys(group_of(name) for name in self._counted))
+        of_ranks = [own] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, own)
+        return list(dict.fromkeys(group for groups in of_ranks for group in groups))
 
     def mark(self) -> Mark:
         """Where the device stands now."""
@@ -159,13 +174,7 @@ class Stepper:
 
     def _statistics(self, sums: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
         """Norms by module, and the logits' figures. Collective; costs another two small reductions."""
-        counted = {id(parameter) for parameter in self.model.counted}
-        own = {name: p for name, p in self.optimizer.parameters.items() if id(p) in counted}
-        groups, squares = module_statistics(own, self._stage_size)
-        if self._groups is None:
-            known: list[list[str]] = [[]] * dist.get_world_size()
-            dist.all_gather_object(known, groups)
-            self._groups = list(dict.fromkeys(group for of_rank in known for group in of_rank))
+        groups, squares = module_statistics(self._counted, self._stage_size)
         everything = torch.zeros(len(self._groups), 2, dtype=torch.float64, device=self._device)
         for row, group in enumerate(groups):
             everything[self._groups.index(group)] += squares[row]
