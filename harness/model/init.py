@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.model.stage import TIED_HEAD, Stage
-from harness.parallel.local import local
+from harness.parallel.local import local, own_part
 
 
 class InitFromError(ValueError):
@@ -65,16 +63,6 @@ def init_buffers(stage: Stage) -> None:
             stage.lm._init_weights(full)
             for key in tensors.keys() & module._buffers.keys():
                 _keep_own_part(tensors[key], getattr(full, key))
-
-
-def own_part(tensor: torch.Tensor) -> tuple[slice, ...]:
-    """Which part of the full tensor this rank holds, one slice per dimension."""
-    if not isinstance(tensor, DTensor):
-        return tuple(slice(0, size) for size in tensor.shape)
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    if 0 in shape:  # a rank without a share of a small tensor
-        return tuple(slice(0, size) for size in shape)
-    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
 def _check_tensors(stage: Stage, folder: Path, files: dict[str, Path]) -> None:

@@ -12,13 +12,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from harness.config.schema import OptimConfig
-from harness.model.init import own_part
 from harness.optim.adam import keep_where_skipped
 from harness.optim.adamw import AdamW
 from harness.optim.base import Optimizer, constant, for_device, zeros_like
 from harness.optim.rules import decays, is_layer_matrix
 from harness.optim.shards import flat, flat_gradient
-from harness.parallel.local import local
+from harness.parallel.local import divided_like, local, own_part
 
 ITERATIONS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -100,6 +99,4 @@ class Muon(Optimizer):
         part = wanted.view(local(parameter).shape)
         if not isinstance(parameter, DTensor):
             return orthogonalise(part).reshape(-1)
-        mesh, placements = parameter.device_mesh, parameter.placements
-        divided = DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
-        return orthogonalise(divided.full_tensor())[own_part(parameter)].reshape(-1)
+        return orthogonalise(divided_like(part, parameter).full_tensor())[own_part(parameter)].reshape(-1)

@@ -44,10 +44,9 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
         from harness.parallel.fp8 import convert
 
         convert(stage, how.fp8, emulate=meshes.fsdp.device_type != "cuda")
-    else:
+    elif meshes.tp is None:
         for layer in stage.layers.values():
-            if meshes.tp is None:
-                fuse_projections(layer.get_submodule("self_attn"))
+            fuse_projections(layer.get_submodule("self_attn"))
     for layer in stage.layers.values():
         # the layer's forward is replaced, not the layer: names of parameters stay, and FSDP's hooks stay outside
         layer.forward = _computed(layer.forward, how)

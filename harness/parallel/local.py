@@ -2,6 +2,7 @@
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -18,14 +19,24 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     part = tensor.to_local()
     if unwrapped(part) is part:
         return tensor
+    return divided_like(unwrapped(part), tensor)
+
+
+def divided_like(part: torch.Tensor, tensor: DTensor) -> DTensor:
+    """The tensor of which `part` is what this rank holds, if it is divided as `tensor` is. Shares the part's memory."""
     return DTensor.from_local(
-        unwrapped(part),
-        tensor.device_mesh,
-        tensor.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
+
+
+def own_part(tensor: torch.Tensor) -> tuple[slice, ...]:
+    """Which part of the full tensor this rank holds, one slice per dimension."""
+    if not isinstance(tensor, DTensor):
+        return tuple(slice(0, size) for size in tensor.shape)
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if 0 in shape:  # a rank without a share of a small tensor
+        return tuple(slice(0, size) for size in shape)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
 def unwrapped(part: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,14 @@ class ParallelModel(ABC):
                     module.reshard()
 
 
+def finish_with_backward(stage: Stage, last: bool) -> None:
+    """Let the next backward pass reduce the gradients and free the gathered weights, or neither, where it is not the last."""
+    assert isinstance(stage, FSDPModule)
+    stage.set_requires_gradient_sync(last)
+    stage.set_reshard_after_backward(last)
+    stage.set_is_last_backward(last)
+
+
 class OneStageModel(ParallelModel):
     """The whole model on every rank: data, tensor and context parallel."""
 
@@ -80,13 +88,9 @@ class OneStageModel(ParallelModel):
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
         self.reset_statistics()
         stage = self.stages[0]
-        assert isinstance(stage, FSDPModule)
         for number, inputs in enumerate(micro_batches, 1):
             if self._keep_gathered:
-                last = number == len(micro_batches)
-                stage.set_requires_gradient_sync(last)
-                stage.set_reshard_after_backward(last)
-                stage.set_is_last_backward(last)
+                finish_with_backward(stage, number == len(micro_batches))
             loss = stage(**inputs)
             (loss.sum() * scale).backward()
 

@@ -12,11 +12,10 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from harness.model.stage import TIED_HEAD, Stage
-from harness.parallel.model import Inputs, ParallelModel
+from harness.parallel.local import local
+from harness.parallel.model import Inputs, ParallelModel, finish_with_backward
 from harness.parallel.timetable import Action, Turn, own_stages, turns
 
 
@@ -95,7 +94,7 @@ class PipelineModel(ParallelModel):
         if tied is None:
             return
         assert tied.grad is not None
-        own = tied.grad.to_local() if isinstance(tied.grad, DTensor) else tied.grad
+        own = local(tied.grad)
         if own.numel() == 0:  # a rank without a share of it has none of the copy either
             return
         others = torch.empty_like(own)
@@ -144,11 +143,7 @@ class _Passes:
         stage = self._stages[action.stage]
         x, output = self._open.pop((action.stage, action.micro_batch))
         if self._keep_gathered:
-            assert isinstance(stage, FSDPModule)
-            last = action.micro_batch == len(self._micro_batches) - 1
-            stage.set_requires_gradient_sync(last)
-            stage.set_reshard_after_backward(last)
-            stage.set_is_last_backward(last)
+            finish_with_backward(stage, action.micro_batch == len(self._micro_batches) - 1)
         if stage.is_last:
             assert self._scale is not None
             (output.sum() * self._scale).backward()

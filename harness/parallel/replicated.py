@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from harness.model.stage import Stage
-from harness.parallel.local import local
+from harness.parallel.local import divided_like, local
 from harness.parallel.model import Inputs, ParallelModel
 
 
@@ -144,14 +144,7 @@ def _spread(flat: torch.Tensor, bucket: list[nn.Parameter]) -> None:
         start += own.numel()
         parameter.grad_dtype = None
         if isinstance(parameter, DTensor):
-            part = DTensor.from_local(
-                part,
-                parameter.device_mesh,
-                parameter.placements,
-                run_check=False,
-                shape=parameter.shape,
-                stride=parameter.stride(),
-            )
+            part = divided_like(part, parameter)
         parameter.grad = part
 
 

@@ -34,14 +34,13 @@ def apply_tensor_parallel(stage: Stage, mesh: DeviceMesh) -> None:
             style = _style(name, module, lm.config.base_model_tp_plan, lm.config.model_type, mesh.size())
             if style is not None:
                 parallelize_module(module, mesh, style)
-    tied = stage.ties_inside
     if stage.is_first:
         embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
         parallelize_module(lm.model.embed_tokens, mesh, embedding)
         lm.model.embed_tokens.register_forward_hook(_arrived)
     if stage.is_last:
         parallelize_module(lm.model.norm, mesh, SequenceParallel(use_local_output=True))
-        if tied:
+        if stage.ties_inside:
             lm.lm_head.weight = lm.model.embed_tokens.weight
         else:  # the loss takes the weight and never calls the module, so that only the division of its rows matters
             parallelize_module(lm.lm_head, mesh, ColwiseParallel())

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from harness.checkpoint.restore import restore
-from harness.model.init import own_part
 from harness.optim.optimizer import Optimizer
 from harness.optim.shards import local
+from harness.parallel.local import own_part
 from harness.run.files import write_json
 from harness.run.folder import RunFolder
 from harness.train.process import Place

@@ -16,9 +16,9 @@ from harness.checkpoint.restore import CannotResume, restore
 from harness.checkpoint.save import Saver
 from harness.checkpoint.state import training_state
 from harness.config.schema import OptimConfig
-from harness.model.init import own_part
 from harness.observe.board import SAVE_STAGES, Board, board_path
 from harness.optim.optimizer import build_optimizer
+from harness.parallel.local import own_part
 from harness.parallel.mesh import Grid
 from harness.run.folder import RunFolder
 from tests.checkpoint.conftest import IDENTITY, Alone, state_of

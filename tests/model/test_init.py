@@ -9,10 +9,11 @@ from torch.distributed.tensor import DTensor
 
 from harness.config.schema import ActivationCheckpoint, ModelConfig
 from harness.model.build import build_on_meta
-from harness.model.init import InitFromError, init_buffers, init_weights, load_weights, own_part
+from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
 from harness.model.stage import Stage, build_stage
 from harness.model.token_loss import TokenLoss
 from harness.parallel.apply import Treatment, parallelize
+from harness.parallel.local import own_part
 from harness.parallel.mesh import Grid, build_meshes
 from harness.parallel.timetable import layers_of_stages, own_stages
 from tests.ranks import in_ranks
