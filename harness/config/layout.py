@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.config.schema import PipelineSchedule, RootConfig
+from harness.config.schema import Fp8Recipe, PipelineSchedule, Precision, RootConfig
 from harness.model.family import NO_TENSOR_PARALLEL
 
 
@@ -89,6 +89,16 @@ def layout(config: RootConfig) -> Layout:
 def effective_tp(config: RootConfig) -> int:
     """`parallel.tp`, or 1 for a model without a tensor-parallel plan, whose weights FSDP divides instead."""
     return 1 if config.model.model_type in NO_TENSOR_PARALLEL else config.parallel.tp
+
+
+def replicates_weights(config: RootConfig) -> bool:
+    """Whether every data-parallel rank holds all weights (`harness.parallel.replicated`) rather than FSDP2 its part of them.
+
+    FSDP2 also serves pipelines, and FP8 weights that are gathered in FP8, however few ranks there are.
+    """
+    shape = layout(config)
+    gathered_in_fp8 = config.train.precision is Precision.fp8 and config.train.fp8_recipe is Fp8Recipe.tensorwise
+    return shape.shards == shape.pp == 1 and not gathered_in_fp8
 
 
 def stages_per_rank(config: RootConfig) -> int:

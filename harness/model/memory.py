@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.config.layout import Layout, layout
+from harness.config.layout import Layout, layout, replicates_weights
 from harness.config.schema import ActivationCheckpoint, Precision, RootConfig
 from harness.model.family import MAX_LOGITS, NO_TENSOR_PARALLEL, ParameterCount, attention_widths, parameters
 from harness.text import bytes_text
@@ -155,7 +155,7 @@ class _Rank:
         """Bytes on top of the rest. Where weights are replicated and each step is one micro batch, gradients are neither
         copied nor summed: they take the places of the activations that they free."""
         shape = self.shape
-        if shape.shards == shape.pp == shape.accumulation_steps == 1 and shape.dp_replicate == 1:
+        if replicates_weights(self.config) and shape.accumulation_steps == shape.dp_replicate == 1:
             return max(0, whole * self.width - round(self._activations(mode) * self.tokens) * self.width)
         return (whole if unreduced else sharded) * FP32
 

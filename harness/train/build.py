@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.config.layout import layout, stages_per_rank
+from harness.config.layout import layout, replicates_weights, stages_per_rank
 from harness.config.schema import Fp8Recipe, Precision, RootConfig
 from harness.model.attention import Attention, choose_attention
 from harness.model.family import head_dim
@@ -53,7 +53,7 @@ def build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int)
         compile=config.train.compile and device.type == "cuda",
         activation_checkpoint=memory.activation_checkpoint,
         reshard_after_forward=memory.reshard_after_forward,
-        sharded=grid.dp_shard * grid.cp > 1 or grid.pp > 1 or fp8 is Fp8Recipe.tensorwise,
+        sharded=not replicates_weights(config),
     )
     model = _divide(config, grid, meshes, how, attention, device, rank)
     model.fp8_gather = fp8 is Fp8Recipe.tensorwise

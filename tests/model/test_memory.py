@@ -35,6 +35,13 @@ def test_one_gpu_as_measured(sequences: int, measured: float) -> None:
     assert sum(parts(base=[*one, *batch]).values()) == pytest.approx(measured, rel=0.04)
 
 
+def test_fp8_on_one_gpu_is_left_to_fsdp_and_its_gradients() -> None:
+    one = ["cluster.gpus_per_node=1", "parallel.dp_shard=1", "train.micro_batch_size=4", "train.global_batch_size=4"]
+    fp8 = ["train.precision=fp8", "train.fp8_recipe=tensorwise"]
+    assert parts(base=one)["gradients"] == 0
+    assert parts(*fp8, base=one)["gradients"] == 4 * WEIGHTS
+
+
 def test_weights_gradients_and_moments_are_sharded() -> None:
     eight = parts()
     assert eight["weights"] * 8 == 4 * WEIGHTS
