@@ -10,15 +10,9 @@ import numpy as np
 from harness.config.schema import DataConfig
 from harness.data.errors import DataError
 from harness.data.held_out import in_both, too_few
-from harness.data.token_files import (
-    DTYPES,
-    HEADER_THREADS,
-    TokenFile,
-    TokenSource,
-    inspect_source,
-    window_problems,
-)
+from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, inspect_source
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
+from harness.data.windows import window_problems
 
 SAMPLED_BLOCKS = 8
 """Blocks of tokens looked at per source, spread over its files."""

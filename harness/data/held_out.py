@@ -8,7 +8,8 @@ import numpy as np
 from harness.config.schema import SourceConfig
 from harness.data.errors import DataError
 from harness.data.permutation import derive_key, permute
-from harness.data.token_files import TokenSource, Windows
+from harness.data.token_files import TokenSource
+from harness.data.windows import Windows
 
 
 class HeldOutOrder:

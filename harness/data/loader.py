@@ -14,7 +14,8 @@ from harness.data.errors import DataError
 from harness.data.observer import NullObserver, ReadObserver
 from harness.data.reader import Closing, ReadPlan, WindowReader, observer_keys
 from harness.data.skips import NO_SKIPS, Skips
-from harness.data.token_files import TokenSource, Windows
+from harness.data.token_files import TokenSource
+from harness.data.windows import Windows
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ import numpy as np
 from harness.config.schema import StageConfig
 from harness.data.errors import DataError
 from harness.data.permutation import derive_key, permute
-from harness.data.token_files import TokenSource, Windows
+from harness.data.token_files import TokenSource
+from harness.data.windows import Windows
 
 MIN_BLOCK = 4096
 """Samples over which the shares of the sources are exact, unless a small weight needs more."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from harness.data.errors import DataError
 from harness.data.observer import ReadObserver
-from harness.data.token_files import DTYPES, Windows
+from harness.data.token_files import DTYPES
+from harness.data.windows import Piece, Windows
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,21 @@ class WindowReader:
         Closing when the loader closes in between.
         """
         windows = self._plan.windows[source]
-        number, offset = windows.locate(window)
-        path = str(windows.source.files[number].path)
+        begin = 0
+        for piece in windows.pieces(window):
+            self._read_piece(source, piece, out[begin : begin + piece.tokens])
+            begin += piece.tokens
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _read_piece(self, source: int, piece: Piece, out: np.ndarray) -> None:
+        windows = self._plan.windows[source]
+        path, offset = str(windows.source.files[piece.file].path), piece.offset
         width = windows.source.token_size
-        data = self._read_with_retries(path, offset, len(out) * width, source, number)
+        data = self._read_with_retries(path, offset, len(out) * width, source, piece.file)
         out[:] = np.frombuffer(data, DTYPES[width])
         limit = self._plan.vocab_size
         if limit is not None and (highest := int(out.max())) >= limit:
@@ -73,11 +85,6 @@ class WindowReader:
                 f"{windows.source.key}: token {highest} at byte {at} of {path}, but "
                 f"model.vocab_size={limit}: the file is damaged or made with another tokenizer"
             )
-
-    def close(self) -> None:
-        """Close all files."""
-        while self._open:
-            os.close(self._open.popitem()[1])
 
     def _read_with_retries(self, path: str, offset: int, length: int, source: int, number: int) -> bytes:
         plan, name = self._plan, self._plan.windows[source].source.name

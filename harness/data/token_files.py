@@ -6,11 +6,8 @@ be missing. Only sizes and a few bytes of each file are read here.
 """
 
 import os
-from bisect import bisect_right
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,29 +56,6 @@ class TokenSource:
         return source_key(self.name, self.path, self.group)
 
 
-class Windows:
-    """A source cut into samples of `seq_len` + 1 tokens at a stride of `seq_len`: within a file each token but the first
-    is predicted exactly once. No window crosses files; what is left at the end of a file is not used."""
-
-    def __init__(self, source: TokenSource, seq_len: int) -> None:
-        self.source = source
-        self.seq_len = seq_len
-        self._ends = list(accumulate(max(0, file.tokens - 1) // seq_len for file in source.files))
-
-    @property
-    def count(self) -> int:
-        """Windows in the source."""
-        return self._ends[-1] if self._ends else 0
-
-    def locate(self, window: int) -> tuple[int, int]:
-        """Number of the file that holds `window`, and the byte offset of its first token."""
-        if not 0 <= window < self.count:
-            raise IndexError(f"window {window} of {self.count} in source {self.source.name}")
-        number = bisect_right(self._ends, window)
-        first = self._ends[number - 1] if number else 0
-        return number, (window - first) * self.seq_len * self.source.token_size
-
-
 def source_key(name: str, path: str | Path, group: str = "sources") -> str:
     """What messages call a source of `data.GROUP`."""
     return f"data.{group}.{name}.path={path}"
@@ -93,29 +67,6 @@ def open_source(name: str, path: str | Path) -> TokenSource:
     if source is None or problems:
         raise DataError("\n".join(problems))
     return source
-
-
-def open_sources(paths: Iterable[tuple[str, str | Path]], seq_len: int, group: str = "sources") -> list[TokenSource]:
-    """Open all (name, path) pairs of `data.GROUP`, in order. Raises DataError that lists everything wrong with any of them."""
-    sources, problems = [], []
-    for name, path in paths:
-        source, found = inspect_source(name, path, group)
-        problems += found or window_problems(source, seq_len)
-        sources.append(source)
-    if problems:
-        raise DataError("\n".join(problems))
-    return [source for source in sources if source is not None]
-
-
-def window_problems(source: TokenSource | None, seq_len: int) -> list[str]:
-    """Complains of a source that is too small for a single sample."""
-    if source is None or Windows(source, seq_len).count:
-        return []
-    longest = max(file.tokens for file in source.files)
-    return [
-        f"{source.key} holds no sample of data.seq_len={seq_len}: its longest file has "
-        f"{longest} tokens, and {seq_len + 1} are needed. Use more text or a shorter data.seq_len."
-    ]
 
 
 def inspect_source(name: str, path: str | Path, group: str = "sources") -> tuple[TokenSource | None, list[str]]:

@@ -17,7 +17,7 @@ from harness.data.check import check_sources
 from harness.data.errors import DataError
 from harness.data.order import SampleOrder, repeats
 from harness.data.skips import Skips
-from harness.data.token_files import open_sources
+from harness.data.windows import open_sources
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.run.files import read_json, write_json

@@ -18,7 +18,8 @@ from harness.data.loader import Loader, StepBatch
 from harness.data.observer import NullObserver
 from harness.data.order import SampleOrder, repeats
 from harness.data.skips import Skips
-from harness.data.token_files import TokenSource, Windows, open_sources
+from harness.data.token_files import TokenSource
+from harness.data.windows import Windows, open_sources
 from harness.launch.launch import readiness
 from harness.preflight.finding import Finding, Subject
 from harness.text import bytes_text, count_text

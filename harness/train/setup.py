@@ -20,7 +20,8 @@ from harness.data.check import resolve_eos
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder
 from harness.data.skips import Skips
-from harness.data.token_files import TokenSource, open_sources
+from harness.data.token_files import TokenSource
+from harness.data.windows import open_sources
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
 from harness.observe.board import Board, RankState, board_path
 from harness.observe.reads import BoardReads

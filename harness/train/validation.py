@@ -7,7 +7,7 @@ from harness.config.schema import RootConfig
 from harness.data.errors import DataError
 from harness.data.held_out import HeldOutOrder, shared_paths
 from harness.data.loader import Loader, MicroBatch, StepBatch
-from harness.data.token_files import open_sources
+from harness.data.windows import open_sources
 
 NO_TARGET = -100
 """Label of a token that does not count: cross-entropy leaves it out."""

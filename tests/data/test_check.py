@@ -119,7 +119,7 @@ import sys
 from harness.config.schema import DataConfig, SourceConfig, StageConfig
 from harness.data.check import check_sources
 from harness.data.order import SampleOrder, repeats
-from harness.data.token_files import open_sources
+from harness.data.windows import open_sources
 import harness.data.loader, harness.data.corpus, harness.data.__main__, harness.data.held_out, harness.data.skips
 data = DataConfig(seq_len=64, sources={{"web": SourceConfig({str(prepared)!r})}}, stages=[StageConfig(weights={{"web": 1}})])
 assert check_sources(data, 500) == []

@@ -17,7 +17,8 @@ from harness.data.loader import Loader, StepBatch, position_ids
 from harness.data.order import SampleOrder
 from harness.data.reader import mount_point
 from harness.data.skips import Skips
-from harness.data.token_files import TokenSource, Windows, open_source
+from harness.data.token_files import TokenSource, open_source
+from harness.data.windows import Windows
 from tests.data.conftest import write_token_file
 
 
@@ -93,7 +94,8 @@ def reference(order: SampleOrder, index: int) -> np.ndarray:
     """Tokens of sample `index`, int64 [seq_len + 1], straight from the files."""
     number, window = order.sample(index)
     windows = Windows(order.sources[number], order.seq_len)
-    file, offset = windows.locate(window)
+    piece = windows.pieces(window)[0]
+    file, offset = piece.file, piece.offset
     tokens = np.fromfile(windows.source.files[file].path, "<u2")
     first = offset // 2
     return tokens[first : first + order.seq_len + 1].astype(np.int64)

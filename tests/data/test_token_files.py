@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from harness.data.errors import DataError
-from harness.data.token_files import Windows, open_source, open_sources
+from harness.data.token_files import open_source
+from harness.data.windows import Windows, open_sources
 from tests.data.conftest import write_token_file
 
 DOCUMENTS = [[5, 6, 7, 0], [8, 9, 0], [10, 0]]
@@ -54,14 +55,15 @@ def test_windows_predict_each_token_once_and_stay_in_their_file(tmp_path: Path) 
     assert windows.count == 4 + 0 + 2 + 0
     predicted = []
     for window in range(windows.count):
-        number, offset = windows.locate(window)
+        (piece,) = windows.pieces(window)
+        number, offset = piece.file, piece.offset
         file = windows.source.files[number]
         tokens = np.fromfile(file.path, "<u2", count=6, offset=offset)
         assert len(tokens) == 6
         predicted += [(file.path.name, int(token)) for token in tokens[1:]]
     assert predicted == [("a.ds", token) for token in range(1, 21)] + [("c.ds", token) for token in range(1, 11)]
     with pytest.raises(IndexError, match="window 6 of 6"):
-        windows.locate(6)
+        windows.pieces(6)
 
 
 def damage_missing(folder: Path, file: Path) -> None:

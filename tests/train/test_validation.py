@@ -13,7 +13,7 @@ from harness.config.schema import RootConfig, SourceConfig
 from harness.data.errors import DataError
 from harness.data.held_out import HeldOutOrder
 from harness.data.loader import MicroBatch, position_ids
-from harness.data.token_files import Windows, open_sources
+from harness.data.windows import Windows, open_sources
 from harness.train.validation import NO_TARGET, EarlyStop, Validation
 from tests.data.conftest import write_token_file
 from tests.tiny import END, VOCAB
