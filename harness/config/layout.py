@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.config.schema import Fp8Recipe, PipelineSchedule, Precision, RootConfig
+from harness.config.schema import PipelineSchedule, RootConfig
 from harness.model.family import NO_TENSOR_PARALLEL
 
 
@@ -94,11 +94,10 @@ def effective_tp(config: RootConfig) -> int:
 def replicates_weights(config: RootConfig) -> bool:
     """Whether every data-parallel rank holds all weights (`harness.parallel.replicated`) rather than FSDP2 its part of them.
 
-    FSDP2 also serves pipelines, and FP8 weights that are gathered in FP8, however few ranks there are.
+    FSDP2 also serves pipelines, however few ranks there are.
     """
     shape = layout(config)
-    gathered_in_fp8 = config.train.precision is Precision.fp8 and config.train.fp8_recipe is Fp8Recipe.tensorwise
-    return shape.shards == shape.pp == 1 and not gathered_in_fp8
+    return shape.shards == shape.pp == 1
 
 
 def stages_per_rank(config: RootConfig) -> int:

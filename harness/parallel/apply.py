@@ -41,9 +41,9 @@ def parallelize(stage: Stage, meshes: Meshes, how: Treatment) -> None:
     if meshes.tp is not None:
         apply_tensor_parallel(stage, meshes.tp)
     if how.fp8 is not None:
-        from harness.parallel.fp8 import convert
+        from harness.fp8.convert import convert
 
-        convert(stage, how.fp8, emulate=meshes.fsdp.device_type != "cuda")
+        convert(stage, how.fp8, sharded=how.sharded, emulate=meshes.fsdp.device_type != "cuda")
     elif meshes.tp is None:
         for layer in stage.layers.values():
             fuse_projections(layer.get_submodule("self_attn"))

@@ -11,8 +11,13 @@ from torch import nn
 from torch.nn.functional import linear
 
 
-def fuse_projections(attention: Any) -> None:
-    """Let an attention of transformers compute its three projections in one product, in place.
+def concatenated(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """x [..., in] by weights [out, in] each, as one product: [..., sum of out]."""
+    return linear(x, torch.cat(weights))
+
+
+def fuse_projections(attention: Any, product: Callable[..., torch.Tensor] = concatenated) -> None:
+    """Let an attention of transformers compute its three projections in one product (see `concatenated`), in place.
 
     It goes on calling them one by one, but is given their common result as its input, of which each returns its part.
     (Nothing is kept between the calls: torch.compile could not follow that into a layer that is recomputed.)
@@ -22,7 +27,7 @@ def fuse_projections(attention: Any) -> None:
     apart = attention.forward
 
     def together(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        products = linear(hidden_states, torch.cat([projection.weight for projection in projections]))
+        products = product(hidden_states, *(projection.weight for projection in projections))
         return apart(products, *args, **kwargs)
 
     attention.forward = together

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from harness.fp8.weights import Fp8Weights
 from harness.model.stage import Stage
 
 Inputs = dict[str, Any]
@@ -19,8 +20,9 @@ class ParallelModel(ABC):
     """This rank's stages and how they train together with those of the other ranks."""
 
     stages: list[Stage]
-    fp8_gather: bool = False
-    """FSDP2 gathers the layers' weights in FP8."""
+    fp8: Fp8Weights | None = None
+    """The weights that are multiplied in FP8 with scales of their own; `None` where there are none."""
+    _began = False
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -41,7 +43,12 @@ class ParallelModel(ABC):
         loss = self.stages[-1].loss
         return None if loss is None else loss.statistics
 
-    def reset_statistics(self) -> None:
+    def begin_pass(self) -> None:
+        """Forget the sums of the pass before. Before the first pass, when the weights are there, also what `after_update`
+        does."""
+        if not self._began:
+            self._began = True
+            self.after_update()
         if (loss := self.stages[-1].loss) is not None:
             loss.reset_statistics()
 
@@ -51,11 +58,8 @@ class ParallelModel(ABC):
 
     def after_update(self) -> None:
         """To be called after each update of the weights."""
-        if self.fp8_gather:
-            from harness.parallel.fp8 import precompute_scales
-
-            for stage in self.stages:
-                precompute_scales(stage)
+        if self.fp8 is not None:
+            self.fp8.scale_gathering()
 
     @abstractmethod
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
@@ -86,7 +90,7 @@ class OneStageModel(ParallelModel):
         self._keep_gathered = keep_gathered
 
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
-        self.reset_statistics()
+        self.begin_pass()
         stage = self.stages[0]
         for number, inputs in enumerate(micro_batches, 1):
             if self._keep_gathered:
@@ -96,7 +100,7 @@ class OneStageModel(ParallelModel):
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
-        self.reset_statistics()
+        self.begin_pass()
         for inputs in micro_batches:
             self.stages[0](**inputs)
         self.reshard()

@@ -58,13 +58,13 @@ class PipelineModel(ParallelModel):
 
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
         """See the base class; there must be no gradients yet. Collective over the pipeline and over each stage's ranks."""
-        self.reset_statistics()
+        self.begin_pass()
         self._run(micro_batches, scale)
         self._add_tied_gradients()
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
-        self.reset_statistics()
+        self.begin_pass()
         self._run(micro_batches, None)
         self.reshard()
 

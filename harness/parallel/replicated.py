@@ -26,11 +26,13 @@ class ReplicatedModel(ParallelModel):
         self._dtype = dtype
         self._group = replicas.get_group() if replicas.size() > 1 else None
         self._copies: dict[str, nn.Parameter] | None = None
+        self._in_fp8: dict[int, nn.Parameter] = {}
+        """Those of the copies that are FP8, by the id of the master."""
         _ = self.parameters  # before the copies take their places
 
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
         """See the base class; there must be no gradients yet."""
-        self.reset_statistics()
+        self.begin_pass()
         copies = self._computing()
         # one micro batch needs no sum, and its gradients no wider format before they are added to another rank's
         wide = torch.float32 if len(micro_batches) > 1 else None
@@ -51,7 +53,7 @@ class ReplicatedModel(ParallelModel):
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
-        self.reset_statistics()
+        self.begin_pass()
         self._computing()
         for inputs in micro_batches:
             self.stages[0](**inputs)
@@ -59,17 +61,28 @@ class ReplicatedModel(ParallelModel):
     @torch.no_grad()
     def after_update(self) -> None:
         """Write the weights that the layers compute with."""
-        if self._copies is None or self._dtype == torch.float32:
+        if self._copies is None or self._copies is self.parameters:
             return
-        pairs = [(local(copy), local(self.parameters[name])) for name, copy in self._copies.items()]
+        if self.fp8 is not None:
+            self.fp8.write_copies()
+        pairs = [
+            (local(copy), local(self.parameters[name]))
+            for name, copy in self._copies.items()
+            if id(self.parameters[name]) not in self._in_fp8
+        ]
         torch._foreach_copy_([copy for copy, _ in pairs], [master for _, master in pairs])
 
     def _computing(self) -> dict[str, nn.Parameter]:
         """The weights that the layers compute with, by name. Made at the first use: until then weights may be filled in."""
         if self._copies is None:
             self._copies = self.parameters
-            if self._dtype != torch.float32:
-                made = {id(master): _copy(master, self._dtype) for master in self.parameters.values()}
+            self._in_fp8 = {} if self.fp8 is None else self.fp8.copies(self._dtype)
+            if self._dtype != torch.float32 or self._in_fp8:
+                masters = {id(master): master for master in self.parameters.values()}
+                made = {
+                    key: self._in_fp8[key] if key in self._in_fp8 else _copy(master, self._dtype)
+                    for key, master in masters.items()
+                }
                 self._copies = {name: made[id(master)] for name, master in self.parameters.items()}
                 for module in self.stages[0].modules():
                     for key, parameter in module._parameters.items():

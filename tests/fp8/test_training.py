@@ -9,34 +9,40 @@ from torch.distributed.tensor import DTensor
 
 from harness.checkpoint.state import training_state
 from harness.config.schema import ActivationCheckpoint, Fp8Recipe, OptimConfig, RootConfig
+from harness.fp8 import convert, weights
+from harness.fp8.weights import Fp8Weights
 from harness.model.init import init_weights
 from harness.model.stage import build_stage
 from harness.model.token_loss import TokenLoss
 from harness.optim.clip import local_square_sum
 from harness.optim.optimizer import build_optimizer
-from harness.parallel import fp8
 from harness.parallel.apply import Treatment, parallelize
 from harness.parallel.local import local
 from harness.parallel.mesh import build_meshes, resolve
 from harness.parallel.model import OneStageModel
+from harness.parallel.replicated import ReplicatedModel
 from tests.ranks import in_ranks
 from tests.tiny import VOCAB, tiny_model
 
 STEPS = 4
 
 
-def _train(rank: int, world_size: int, recipe: Fp8Recipe | None) -> dict[str, Any]:
-    fp8.MIN_WIDTH = 64
+def _train(rank: int, world_size: int, recipe: Fp8Recipe | None, sharded: bool = True) -> dict[str, Any]:
+    weights.MIN_WIDTH = convert.MIN_WIDTH = 64
     config = RootConfig(model=tiny_model())
     config.cluster.ranks_per_node = world_size
+    config.parallel.dp_replicate = 1 if sharded else world_size
     config.train.steps, config.train.global_batch_size = STEPS, 4
     grid = resolve(config, world_size)
     stage = build_stage(config.model, "sdpa", range(4), TokenLoss(z_loss=0.0))
-    how = Treatment(torch.float32, recipe, False, ActivationCheckpoint.none, False, sharded=True)
-    parallelize(stage, build_meshes(grid, "cpu"), how)
+    how = Treatment(torch.float32, recipe, False, ActivationCheckpoint.none, False, sharded=sharded)
+    meshes = build_meshes(grid, "cpu")
+    parallelize(stage, meshes, how)
     stage.to_empty(device="cpu")
-    model = OneStageModel(stage, keep_gathered=True)
-    model.fp8_gather = recipe is Fp8Recipe.tensorwise
+    replicas = meshes.fsdp["dp_replicate"] if world_size > 1 and not sharded else meshes.fsdp
+    model = OneStageModel(stage, keep_gathered=True) if sharded else ReplicatedModel(stage, torch.float32, replicas)
+    if recipe is Fp8Recipe.tensorwise:
+        model.fp8 = Fp8Weights(model.stages)
     optimizer = build_optimizer(model.parameters, OptimConfig(lr=1e-3))
     init_weights(stage, 0)
     state = training_state(model.parameters, optimizer.state)
@@ -79,10 +85,19 @@ def exact() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "world_size"), [(Fp8Recipe.tensorwise, 2), (Fp8Recipe.rowwise, 2), (Fp8Recipe.tensorwise, 1)]
+    ("recipe", "world_size", "sharded"),
+    [
+        (Fp8Recipe.tensorwise, 2, True),
+        (Fp8Recipe.rowwise, 2, True),
+        (Fp8Recipe.tensorwise, 1, True),
+        (Fp8Recipe.tensorwise, 2, False),
+        (Fp8Recipe.tensorwise, 1, False),
+    ],
 )
-def test_fp8_trains_like_fp32_but_for_rounding(recipe: Fp8Recipe, world_size: int, exact: dict[str, Any]) -> None:
-    found = in_ranks(_train, world_size, recipe)[0]
+def test_fp8_trains_like_fp32_but_for_rounding(
+    recipe: Fp8Recipe, world_size: int, sharded: bool, exact: dict[str, Any]
+) -> None:
+    found = in_ranks(_train, world_size, recipe, sharded)[0]
     for name, tensor in exact["start"].items():
         assert torch.equal(found["start"][name], tensor), name
     for (loss, norm), (expected_loss, expected_norm) in zip(found["losses"], exact["losses"], strict=True):
@@ -90,4 +105,4 @@ def test_fp8_trains_like_fp32_but_for_rounding(recipe: Fp8Recipe, world_size: in
         assert norm == pytest.approx(expected_norm, rel=0.2)
     assert found["moved"] > 1e-4, "the checkpoint's tensors are those that are trained"
     assert found["kinds"] == {torch.Tensor}, "checkpoints hold plain tensors"
-    assert (found["wrapped"] > 0) == (recipe is Fp8Recipe.tensorwise)
+    assert (found["wrapped"] > 0) == (recipe is Fp8Recipe.tensorwise and sharded)
