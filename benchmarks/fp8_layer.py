@@ -43,6 +43,7 @@ from harness.parallel.model import OneStageModel, ParallelModel
 from harness.parallel.replicated import ReplicatedModel
 
 LAYERS = range(4, 8)
+KINDS = ("bf16", "torchao", "fp8 gathered", "fp8")
 SEQ = 4096
 
 
@@ -87,39 +88,24 @@ def _convert_by_torchao(stage: Stage, mesh: Any, how: Treatment) -> None:
     fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
-class _Weighted(torch.nn.Module):
-    """The stage with its results multiplied by something random, so that their sum has random gradients."""
-
-    def __init__(self, stage: Stage, upstream: torch.Tensor) -> None:
-        super().__init__()
-        self.inner = [stage]
-        self.upstream = upstream
-
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.inner[0](**inputs) * self.upstream
-
-
 def layer_pass(kind: str, tokens: int, device: torch.device) -> Callable[[], None]:
     """Forward and backward of the layers."""
     model = build(kind, device)
     stage = model.stages[0]
     shape = (tokens // SEQ, SEQ, shape_config("smollm3_3b").hidden_size)
-    hidden = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    hidden = torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
     upstream = torch.randn(shape, device=device, dtype=torch.bfloat16) / tokens
     places = torch.arange(SEQ, device=device).expand(shape[0], SEQ)
-    inputs = {"x": hidden.requires_grad_(), "position_ids": places}
-    weighted: Any = _Weighted(stage, upstream)
+    weights = list(model.parameters.values())
+    model.begin_pass()
+    if isinstance(model, ReplicatedModel):
+        weights = list(model.computing().values())
 
     def run() -> None:
-        model.stages = [weighted]
-        model.begin_pass = lambda: None  # type: ignore[method-assign]
-        model.forward_backward([inputs], 1.0)
-        hidden.grad = None
-        for parameter in model.parameters.values():
-            parameter.grad = None
+        stage(hidden, position_ids=places).backward(upstream)
+        for tensor in (hidden, *weights):
+            tensor.grad = None
 
-    _ = model.parameters
-    model.after_update()
     return run
 
 
@@ -192,15 +178,17 @@ def main() -> None:
             for name, flops, function in product_rows(options.tokens):
                 ms = milliseconds(function)
                 print(f"{name:<70} {ms:8.3f} ms {flops / ms / 1e9:8.0f} TFLOP/s", flush=True)
-        for kind in ("bf16", "torchao", "fp8 gathered", "fp8"):
-            run = layer_pass(kind, options.tokens, device)
-            times = [milliseconds(run, warm_up=5 if not done else 1) / len(LAYERS) for done in range(3)]
-            print(f"layer, forward and backward, {kind:<41} {statistics.median(times):8.3f} ms", flush=True)
-            if options.trace:
-                trace(run, options.trace / f"{kind.replace(' ', '-')}.txt")
-            del run
-            torch.cuda.empty_cache()
-        dist.destroy_process_group()
+        try:
+            for kind in KINDS:
+                run = layer_pass(kind, options.tokens, device)
+                times = [milliseconds(run, warm_up=5) / len(LAYERS) for _ in range(3)]
+                print(f"layer, forward and backward, {kind:<41} {statistics.median(times):8.3f} ms", flush=True)
+                if options.trace:
+                    trace(run, options.trace / f"{kind.replace(' ', '-')}.txt")
+                del run
+                torch.cuda.empty_cache()
+        finally:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

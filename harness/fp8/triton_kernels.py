@@ -71,7 +71,8 @@ def _cast_both(x, scale, out, transposed, rows, columns, limit, ROWS: tl.constex
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     rounded = _round(values, tl.load(scale), limit, out.dtype.element_ty)
     tl.store(out + places, rounded, inside)
-    tl.store(transposed + column[:, None] * rows + row[None, :], tl.trans(rounded), tl.trans(inside))
+    inside_transposed = (column < columns)[:, None] & (row < rows)[None, :]
+    tl.store(transposed + column[:, None] * rows + row[None, :], tl.trans(rounded), inside_transposed)
 
 
 @triton.jit
@@ -100,7 +101,8 @@ def _swiglu_backward_cast(
     upstream = tl.load(gradient + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     activated = gate * sigmoid
-    inside_transposed = tl.trans(inside)
+    # not tl.trans(inside): transposing the mask of a tile that is not square loses parts of it (Triton 3.6)
+    inside_transposed = (column < columns)[:, None] & (row < rows)[None, :]
     places = column[:, None] * rows + row[None, :]
     value = _round(activated * up, tl.load(value_scale), value_limit, value_transposed.dtype.element_ty)
     tl.store(value_transposed + places, tl.trans(value), inside_transposed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.parallel.local import local
+from harness.parallel.local import NO_COPIES, Copies, local
 
 
 class Optimizer(ABC):
@@ -35,12 +35,21 @@ class Optimizer(ABC):
                 tensor.zero_()
 
     @abstractmethod
-    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor) -> None:
+    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor, copies: Copies = NO_COPIES) -> None:
         """Update in place. `lr`, `scale`, `skip`: 0-dim fp32 on the parameters' device.
 
         Gradients are multiplied by `scale` as they are read, and left as they are. Where `skip` is not 0, neither
         parameters nor state change by a bit, whatever the gradients hold. Collective where parameters are divided.
+
+        `copies`: this rank's parts of some of the parameters by name, in any type, which are to hold the new weights too.
         """
+
+
+def write_copies(parameters: Mapping[str, nn.Parameter], copies: Copies) -> None:
+    """Write what this rank holds of the parameters to their copies."""
+    present = [(copies[name], local(parameter)) for name, parameter in parameters.items() if name in copies]
+    if present:
+        torch._foreach_copy_([copy for copy, _ in present], [part for _, part in present])
 
 
 def zeros_like(parameter: nn.Parameter) -> torch.Tensor:

@@ -6,8 +6,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from harness.optim.adam import Adam, Numbers, direction, keep_where_skipped, new_moments
-from harness.optim.base import for_device
+from harness.optim.base import for_device, write_copies
 from harness.optim.shards import flat, flat_gradient, sharded_dimensions
+from harness.parallel.local import NO_COPIES, Copies
 
 
 def measure_(
@@ -49,7 +50,7 @@ class Lamb(Adam):
     """Norms and biases take AdamW's step: their norm says nothing of how far they may move."""
 
     @torch.no_grad()
-    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor) -> None:
+    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor, copies: Copies = NO_COPIES) -> None:
         if not self.parameters:
             return
         numbers = self._begin(lr, scale, skip)
@@ -66,6 +67,7 @@ class Lamb(Adam):
         for name, (parameter, _) in present.items():
             if (own := flat(parameter)).numel():
                 apply(own, *self._moments(name), self._decay[name], ratios[name], numbers)
+        write_copies(self.parameters, copies)
 
 
 def trust_ratios(parameters: dict[str, nn.Parameter], squares: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 from harness.config.schema import OptimConfig
 from harness.optim.adam import keep_where_skipped
 from harness.optim.adamw import AdamW
-from harness.optim.base import Optimizer, constant, for_device, zeros_like
+from harness.optim.base import Optimizer, constant, for_device, write_copies, zeros_like
 from harness.optim.rules import decays, is_layer_matrix
 from harness.optim.shards import flat, flat_gradient
-from harness.parallel.local import divided_like, local, own_part
+from harness.parallel.local import NO_COPIES, Copies, divided_like, local, own_part
 
 ITERATIONS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -81,8 +81,8 @@ class Muon(Optimizer):
         }
 
     @torch.no_grad()
-    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor) -> None:
-        self._others.step(lr, scale, skip)
+    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor, copies: Copies = NO_COPIES) -> None:
+        self._others.step(lr, scale, skip, copies)
         skipped = skip != 0
         accumulate, apply = for_device(momentum_, self.device), for_device(apply_, self.device)
         for name, parameter in self._matrices.items():
@@ -93,6 +93,7 @@ class Muon(Optimizer):
             update = self._orthogonal_part(parameter, wanted.to(self._product_type))
             if update.numel():
                 apply(flat(parameter), update, lr, self._size[name], self._decay[name], skipped)
+        write_copies(self._matrices, copies)
 
     def _orthogonal_part(self, parameter: nn.Parameter, wanted: torch.Tensor) -> torch.Tensor:
         """This rank's part, flat, of the whole tensor orthogonalised. `wanted`: its part of that. Collective."""

@@ -1,8 +1,15 @@
 """This rank's part of a tensor that may be divided over a mesh, and that may be wrapped by torchao."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+Copies = Mapping[str, torch.Tensor]
+"""This rank's parts of some parameters, by name, in another type."""
+NO_COPIES: Copies = MappingProxyType({})
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from harness.fp8.weights import Fp8Weights
 from harness.model.stage import Stage
+from harness.parallel.local import NO_COPIES, Copies
 
 Inputs = dict[str, Any]
 """Keyword arguments of `Stage.forward` for one micro batch, on the device, with the token ids as `x`."""
@@ -56,8 +57,14 @@ class ParallelModel(ABC):
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
         """Add up gradients of `scale` x the sum of the losses, and reduce them over the data-parallel ranks."""
 
+    @property
+    def copies(self) -> Copies:
+        """This rank's parts of the weights that the layers compute with, where those are not the parameters themselves: the
+        optimizer writes them too."""
+        return NO_COPIES
+
     def after_update(self) -> None:
-        """To be called after each update of the weights."""
+        """To be called after each update of the weights and their `copies`."""
         if self.fp8 is not None:
             self.fp8.scale_gathering()
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from harness.model.stage import Stage
-from harness.parallel.local import divided_like, local
+from harness.parallel.local import NO_COPIES, Copies, divided_like, local
 from harness.parallel.model import Inputs, ParallelModel
 
 
@@ -33,7 +33,7 @@ class ReplicatedModel(ParallelModel):
     def forward_backward(self, micro_batches: Sequence[Inputs], scale: float) -> None:
         """See the base class; there must be no gradients yet."""
         self.begin_pass()
-        copies = self._computing()
+        copies = self.computing()
         # one micro batch needs no sum, and its gradients no wider format before they are added to another rank's
         wide = torch.float32 if len(micro_batches) > 1 else None
         for copy in copies.values():
@@ -54,25 +54,23 @@ class ReplicatedModel(ParallelModel):
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Inputs]) -> None:
         self.begin_pass()
-        self._computing()
+        self.computing()
         for inputs in micro_batches:
             self.stages[0](**inputs)
 
-    @torch.no_grad()
-    def after_update(self) -> None:
-        """Write the weights that the layers compute with."""
+    @property
+    def copies(self) -> Copies:
         if self._copies is None or self._copies is self.parameters:
-            return
-        if self.fp8 is not None:
-            self.fp8.write_copies()
-        pairs = [
-            (local(copy), local(self.parameters[name]))
-            for name, copy in self._copies.items()
-            if id(self.parameters[name]) not in self._in_fp8
-        ]
-        torch._foreach_copy_([copy for copy, _ in pairs], [master for _, master in pairs])
+            return NO_COPIES
+        in_fp8 = self._in_fp8
+        return {name: local(copy) for name, copy in self._copies.items() if id(self.parameters[name]) not in in_fp8}
 
-    def _computing(self) -> dict[str, nn.Parameter]:
+    def after_update(self) -> None:
+        """Cast those of the weights that are multiplied in FP8."""
+        if self._in_fp8 and self.fp8 is not None:
+            self.fp8.write_copies()
+
+    def computing(self) -> dict[str, nn.Parameter]:
         """The weights that the layers compute with, by name. Made at the first use: until then weights may be filled in."""
         if self._copies is None:
             self._copies = self.parameters

@@ -150,7 +150,7 @@ class Stepper:
         skip = self._spikes.judge(loss, norm).double()
         names, statistics = self._statistics(sums) if with_statistics else ((), sums[:0])
         self._lr.fill_(lr)
-        self.optimizer.step(self._lr, clip_scale(norm, self._limit).float(), skip.float())
+        self.optimizer.step(self._lr, clip_scale(norm, self._limit).float(), skip.float(), self.model.copies)
         self.model.after_update()
         if self._ema is not None:
             self._ema.update(skip.float())

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from harness.checkpoint.restore import restore
 from harness.optim.optimizer import Optimizer
 from harness.optim.shards import local
-from harness.parallel.local import own_part
+from harness.parallel.local import NO_COPIES, Copies, own_part
 from harness.run.files import write_json
 from harness.run.folder import RunFolder
 from harness.train.process import Place
@@ -94,11 +94,11 @@ class _Watched(Optimizer):
         self._optimizer = optimizer
         self._look: Look | None = look
 
-    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor) -> None:
+    def step(self, lr: torch.Tensor, scale: torch.Tensor, skip: torch.Tensor, copies: Copies = NO_COPIES) -> None:
         if self._look is not None:
             self._look(self.parameters)
             self._look = None
-        self._optimizer.step(lr, scale, skip)
+        self._optimizer.step(lr, scale, skip, copies)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

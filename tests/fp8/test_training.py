@@ -63,7 +63,7 @@ def _train(rank: int, world_size: int, recipe: Fp8Recipe | None, sharded: bool =
         norm = local_square_sum(model.counted, world_size)
         dist.all_reduce(norm)
         one, zero = torch.ones(()), torch.zeros(())
-        optimizer.step(one * 1e-3, one, zero)
+        optimizer.step(one * 1e-3, one, zero, model.copies)
         model.after_update()
         for parameter in model.parameters.values():
             parameter.grad = None

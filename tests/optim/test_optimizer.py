@@ -111,3 +111,18 @@ def test_no_parameters_are_no_problem(name: str) -> None:
 def test_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optim\.name=sgd: choose one of adamw, muon, lamb"):
         build_optimizer(named_parameters(), OptimConfig(name="sgd"))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("skip", [0.0, 1.0])
+def test_copies_hold_the_new_weights(name: str, skip: float) -> None:
+    parameters = named_parameters()
+    optimizer = build_optimizer(parameters, OptimConfig(name=name))
+    first, *_ = parameters
+    copies = {n: torch.zeros_like(p, dtype=torch.bfloat16) for n, p in parameters.items() if n != first}
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    set_gradients(parameters, 1)
+    optimizer.step(*numbers(skip=skip), copies)
+    for n, copy in copies.items():
+        assert torch.equal(copy, parameters[n].to(torch.bfloat16)), n
+        assert torch.equal(parameters[n], before[n]) == bool(skip), n
