@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from harness.config.schema import Fp8Recipe
+from harness.fp8.gathered import GatheredInFp8
 from harness.fp8.products import gated_product, product
-from harness.fp8.weights import MIN_WIDTH, attention_group, gated_groups, output_group, wrap
+from harness.fp8.weights import MIN_WIDTH, attention_group, gated_groups, output_group
 from harness.model.stage import Stage
 from harness.parallel.fuse import fuse_projections
 
@@ -59,7 +60,7 @@ def _convert_tensorwise(layer: nn.Module, sharded: bool) -> None:
     assert all(module.bias is None for module in converted)
     if sharded:
         for module in converted:
-            wrap(module)
+            module.weight = nn.Parameter(GatheredInFp8(module.weight.detach()))
 
 
 def _multiplied(module: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

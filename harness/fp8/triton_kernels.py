@@ -7,9 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS, COLUMNS = 128, 128
+ROWS, COLUMNS, WARPS = 128, 128, 8
 """A tile that is transposed: 128 bytes of FP8 in a row either way, a whole line of the memory."""
-WARPS = 8
+GATED_ROWS, GATED_COLUMNS, GATED_WARPS, GATED_WIDE = 64, 128, 8, True
+"""The same where three inputs and five outputs share the registers."""
 FLAT = 4096
 """Elements of a block where nothing is transposed."""
 
@@ -42,16 +43,24 @@ def swiglu_backward_cast(
     value_transposed: torch.Tensor,
 ) -> None:
     rows, columns = gradient.shape
-    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS // 2))
+    grid = (triton.cdiv(columns, GATED_COLUMNS), triton.cdiv(rows, GATED_ROWS))
     _swiglu_backward_cast[grid](
         gate_up, gradient, gradient_scale, value_scale, out, transposed, value_transposed, rows, columns,
-        torch.finfo(out.dtype).max, torch.finfo(value_transposed.dtype).max, ROWS // 2, COLUMNS, num_warps=WARPS,
+        torch.finfo(out.dtype).max, torch.finfo(value_transposed.dtype).max, GATED_ROWS, GATED_COLUMNS, GATED_WIDE,
+        num_warps=GATED_WARPS,
     )  # fmt: skip
 
 
 @triton.jit
 def _round(values, scale, limit, dtype: tl.constexpr):
     return tl.minimum(tl.maximum(values * scale, -limit), limit).to(dtype)
+
+
+@triton.jit
+def _transposed(values, scale, limit, dtype: tl.constexpr, WIDE: tl.constexpr):
+    if WIDE:
+        return _round(tl.trans(values), scale, limit, dtype)
+    return tl.trans(_round(values, scale, limit, dtype))
 
 
 @triton.jit
@@ -90,7 +99,7 @@ def _swiglu_cast(gate_up, scale, out, columns, limit, BLOCK: tl.constexpr):
 @triton.jit
 def _swiglu_backward_cast(
     gate_up, gradient, gradient_scale, value_scale, out, transposed, value_transposed, rows, columns,
-    gradient_limit, value_limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    gradient_limit, value_limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
@@ -104,13 +113,15 @@ def _swiglu_backward_cast(
     # not tl.trans(inside): transposing the mask of a tile that is not square loses parts of it (Triton 3.6)
     inside_transposed = (column < columns)[:, None] & (row < rows)[None, :]
     places = column[:, None] * rows + row[None, :]
-    value = _round(activated * up, tl.load(value_scale), value_limit, value_transposed.dtype.element_ty)
-    tl.store(value_transposed + places, tl.trans(value), inside_transposed)
+    value = _transposed(activated * up, tl.load(value_scale), value_limit, value_transposed.dtype.element_ty, WIDE)
+    tl.store(value_transposed + places, value, inside_transposed)
     scale = tl.load(gradient_scale)
-    of_up = _round(upstream * activated, scale, gradient_limit, out.dtype.element_ty)
-    tl.store(out + begin + columns, of_up, inside)
-    tl.store(transposed + columns.to(tl.int64) * rows + places, tl.trans(of_up), inside_transposed)
+    of_up = upstream * activated
+    tl.store(out + begin + columns, _round(of_up, scale, gradient_limit, out.dtype.element_ty), inside)
+    of_up = _transposed(of_up, scale, gradient_limit, transposed.dtype.element_ty, WIDE)
+    tl.store(transposed + columns.to(tl.int64) * rows + places, of_up, inside_transposed)
     slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    of_gate = _round(upstream * up * slope, scale, gradient_limit, out.dtype.element_ty)
-    tl.store(out + begin, of_gate, inside)
-    tl.store(transposed + places, tl.trans(of_gate), inside_transposed)
+    of_gate = upstream * up * slope
+    tl.store(out + begin, _round(of_gate, scale, gradient_limit, out.dtype.element_ty), inside)
+    of_gate = _transposed(of_gate, scale, gradient_limit, transposed.dtype.element_ty, WIDE)
+    tl.store(transposed + places, of_gate, inside_transposed)

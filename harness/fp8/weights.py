@@ -1,8 +1,8 @@
 """Weights in FP8: which matrices, their common scales, and how they get there from the fp32 master weights.
 
 Matrices that are multiplied together (queries, keys and values; gate and up) share one scale, so that their product is one.
-FSDP2 gathers weights in FP8: torchao wraps each rank's fp32 part in a tensor of its own kind, which casts itself before it is
-sent. `harness.parallel.local` sees through that wrapping. Where weights are replicated, they are cast after each update.
+FSDP2 gathers them in FP8 (`harness.fp8.gathered`; `harness.parallel.local` sees through that wrapping). Where weights are
+replicated, they are cast after each update.
 """
 
 import math
@@ -82,8 +82,9 @@ class Fp8Weights:
         if not self._modules:
             return
         for master, scale in zip(self._masters, self.scales(), strict=True):
-            part: Any = master.to_local() if isinstance(master, DTensor) else master
-            part._precomputed_scale = scale
+            # `to_local` would make another tensor, which FSDP2 does not look at
+            part: Any = master._local_tensor if isinstance(master, DTensor) else master
+            part.scale = scale
 
     @torch.no_grad()
     def copies(self, dtype: torch.dtype) -> dict[int, nn.Parameter]:
@@ -103,14 +104,6 @@ class Fp8Weights:
         for master, copy, scale in zip(self._masters, self._copies, self.scales(), strict=True):
             cast_into(master, scale, copy._data)
             copy._scale = scale
-
-
-def wrap(module: nn.Linear) -> None:
-    """Let FSDP2 gather the module's weight in FP8."""
-    from torchao.float8.float8_training_tensor import LinearMMConfig
-    from torchao.float8.fsdp_utils import WeightWithDynamicFloat8CastTensor
-
-    module.weight = nn.Parameter(WeightWithDynamicFloat8CastTensor(module.weight, LinearMMConfig(), VALUE))
 
 
 def _wide(modules: list[nn.Linear]) -> list[nn.Linear] | None:

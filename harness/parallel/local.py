@@ -1,4 +1,4 @@
-"""This rank's part of a tensor that may be divided over a mesh, and that may be wrapped by torchao."""
+"""This rank's part of a tensor that may be divided over a mesh, and that may be wrapped to be gathered in FP8."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -19,7 +19,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, divided as it is, but without torchao's wrapping. Shares its memory."""
+    """The same tensor, divided as it is, but without that wrapping. Shares its memory."""
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return unwrapped(tensor)
@@ -47,6 +47,6 @@ def own_part(tensor: torch.Tensor) -> tuple[slice, ...]:
 
 
 def unwrapped(part: torch.Tensor) -> torch.Tensor:
-    """What is inside of a weight that torchao casts to FP8 as FSDP2 gathers it: the fp32 tensor itself."""
+    """What is inside of a weight that FSDP2 gathers in FP8: the fp32 tensor itself."""
     inner = getattr(part, "_tensor", None)
     return inner if isinstance(inner, torch.Tensor) else part

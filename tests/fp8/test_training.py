@@ -45,6 +45,9 @@ def _train(rank: int, world_size: int, recipe: Fp8Recipe | None, sharded: bool =
         model.fp8 = Fp8Weights(model.stages)
     optimizer = build_optimizer(model.parameters, OptimConfig(lr=1e-3))
     init_weights(stage, 0)
+    for name, parameter in model.parameters.items():
+        if name.endswith("k_proj.weight"):  # products share a scale, whatever the size of their weights
+            local(parameter.detach()).mul_(4)
     state = training_state(model.parameters, optimizer.state)
     start = {name: _whole(tensor).clone() for name, tensor in state.items() if name.startswith("model.")}
     draw = torch.Generator().manual_seed(0)
@@ -106,3 +109,9 @@ def test_fp8_trains_like_fp32_but_for_rounding(
     assert found["moved"] > 1e-4, "the checkpoint's tensors are those that are trained"
     assert found["kinds"] == {torch.Tensor}, "checkpoints hold plain tensors"
     assert (found["wrapped"] > 0) == (recipe is Fp8Recipe.tensorwise and sharded)
+
+
+def test_gathered_weights_are_scaled_like_replicated_ones() -> None:
+    gathered, replicated = (in_ranks(_train, 2, Fp8Recipe.tensorwise, sharded)[0] for sharded in (True, False))
+    for one, other in zip(gathered["losses"], replicated["losses"], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
