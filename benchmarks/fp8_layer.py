@@ -129,7 +129,11 @@ def kernel_rows(tokens: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     yield "largest of SwiGLU", 4 * half, partial(of_swiglu, gate_up)
     yield "cast of SwiGLU", 5 * half, partial(swiglu_cast, gate_up, one)
     yield "largest of SwiGLU's gradients", 6 * half, partial(of_gradients, gate_up, gradient)
-    yield "cast of SwiGLU's gradients, both ways", 11 * half, partial(swiglu_backward_cast, gate_up, gradient, one, one)
+    yield (
+        "cast of SwiGLU's gradients, and of SwiGLU transposed",
+        9 * half,
+        partial(swiglu_backward_cast, gate_up, gradient, one, one),
+    )
 
 
 def product_rows(tokens: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:

@@ -8,12 +8,24 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["harness.train.rank", "transformers.models.smollm3.modeling_smollm3"])
+import torch
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Where there is a GPU, what the server imports would start CUDA, which does not live through a fork."""
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.train.rank", "transformers.models.smollm3.modeling_smollm3"])
+    return context
+
+
+_CONTEXT = _context()
 
 
 def in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120) -> list[Any]:

@@ -45,7 +45,9 @@ class GatheredInFp8(torch.Tensor):
         self.scale = None
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         args, kwargs = pytree.tree_map_only(cls, lambda weight: weight._tensor, (args, kwargs or {}))
         found = func(*args, **kwargs)
         return pytree.tree_map_only(torch.Tensor, cls, found) if func in _KEEP else found

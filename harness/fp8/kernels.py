@@ -2,10 +2,9 @@
 
 A product on FP8 units wants both its factors with the summed dimension innermost, so that whatever is used in the forward
 and in the backward pass is needed twice: as it is and transposed. Each kernel here writes both in one pass, and where the
-values come from a gated activation, computes that on the way instead of reading it. Triton on CUDA, plain torch elsewhere.
+values come from a gated activation, computes that on the way instead of reading it. Triton on CUDA, plain torch elsewhere
+and for a kernel in which `harness.fp8.selfcheck` has found a fault.
 """
-
-from typing import Any
 
 import torch
 
@@ -17,6 +16,10 @@ SMALLEST = 1e-12
 """An all-zero tensor is scaled as if this were its largest value."""
 
 
+PLAIN: set[str] = set()
+"""Names of the kernels that plain torch stands in for on CUDA."""
+
+
 def scale_for(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What a tensor whose largest magnitude is `largest` (0-dim) is multiplied by to fill the range of `dtype`: fp32."""
     return (torch.finfo(dtype).max / largest.double().clamp(min=SMALLEST)).float()
@@ -24,7 +27,7 @@ def scale_for(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def cast_into(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
     """Write `x * scale`, saturated, to `out`, which is FP8; both contiguous, of one shape. Not for compiled code."""
-    if x.device.type != "cuda":
+    if x.device.type != "cuda" or "cast_into" in PLAIN:
         out.copy_(_saturated(x.float() * scale, out.dtype))
         return
     from harness.fp8 import triton_kernels
@@ -32,31 +35,43 @@ def cast_into(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
     triton_kernels.cast(x, scale, out)
 
 
+def plain_cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cast_both` by plain torch, anywhere."""
+    rounded = _saturated(x.float() * scale, dtype)
+    return rounded, rounded.t().contiguous()
+
+
 @torch.library.custom_op("harness::fp8_cast_both", mutates_args=())
 def cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """`x * scale` rounded to FP8, saturated: of x [rows, columns] contiguous, as [rows, columns] and as [columns, rows]."""
-    rounded = _saturated(x.float() * scale, dtype)
-    return rounded, _transposed(rounded)
+    return plain_cast_both(x, scale, dtype)
 
 
 @cast_both.register_fake
 def _(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_both(x, x.shape[1], dtype)
+    return _empty_both(x, dtype)
 
 
 @cast_both.register_kernel("cuda")
 def _(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    if "cast_both" in PLAIN:
+        return plain_cast_both(x, scale, dtype)
     from harness.fp8 import triton_kernels
 
-    out = _empty_both(x, x.shape[1], dtype)
+    out = _empty_both(x, dtype)
     triton_kernels.cast_both(x, scale, *out)
     return out
+
+
+def plain_swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`swiglu_cast` by plain torch, anywhere."""
+    return _saturated(swiglu(gate_up) * scale, VALUE)
 
 
 @torch.library.custom_op("harness::fp8_swiglu", mutates_args=())
 def swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up * scale` rounded to VALUE: gate and up are the halves of [rows, 2 x columns]; [rows, columns]."""
-    return _saturated(swiglu(gate_up) * scale, VALUE)
+    return plain_swiglu_cast(gate_up, scale)
 
 
 @swiglu_cast.register_fake
@@ -66,6 +81,8 @@ def _(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 @swiglu_cast.register_kernel("cuda")
 def _(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    if "swiglu_cast" in PLAIN:
+        return plain_swiglu_cast(gate_up, scale)
     from harness.fp8 import triton_kernels
 
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=VALUE)
@@ -73,27 +90,36 @@ def _(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def plain_swiglu_backward_cast(
+    gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`swiglu_backward_cast` by plain torch, anywhere."""
+    rounded = _saturated(swiglu_backward(gate_up, gradient) * gradient_scale, GRADIENT)
+    return rounded, _saturated(swiglu(gate_up) * value_scale, VALUE).t().contiguous()
+
+
 @torch.library.custom_op("harness::fp8_swiglu_backward", mutates_args=())
 def swiglu_backward_cast(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From `gradient` [rows, columns] of `swiglu(gate_up)`: the gradient of `gate_up` in GRADIENT, [rows, 2 x columns] and
-    transposed, and the result of `swiglu` in VALUE, transposed."""
-    rounded = _saturated(swiglu_backward(gate_up, gradient) * gradient_scale, GRADIENT)
-    return rounded, _transposed(rounded), _transposed(_saturated(swiglu(gate_up) * value_scale, VALUE))
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From `gradient` [rows, columns] of `swiglu(gate_up)`: the gradient of `gate_up` in GRADIENT, [rows, 2 x columns], and
+    the result of `swiglu` in VALUE, transposed."""
+    return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
 
 
 @swiglu_backward_cast.register_fake
 def _(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _empty_swiglu_backward(gate_up)
 
 
 @swiglu_backward_cast.register_kernel("cuda")
 def _(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if "swiglu_backward_cast" in PLAIN:
+        return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
     from harness.fp8 import triton_kernels
 
     out = _empty_swiglu_backward(gate_up)
@@ -125,15 +151,11 @@ def _saturated(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return values.clamp(-limit, limit).to(dtype)
 
 
-def _transposed(x: torch.Tensor) -> torch.Tensor:
-    return x.t().contiguous()
-
-
-def _empty_both(x: torch.Tensor, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = x.shape[0]
+def _empty_both(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = x.shape
     return x.new_empty(rows, columns, dtype=dtype), x.new_empty(columns, rows, dtype=dtype)
 
 
-def _empty_swiglu_backward(gate_up: torch.Tensor) -> tuple[Any, Any, Any]:
+def _empty_swiglu_backward(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, both = gate_up.shape
-    return *_empty_both(gate_up, both, GRADIENT), gate_up.new_empty(both // 2, rows, dtype=VALUE)
+    return gate_up.new_empty(rows, both, dtype=GRADIENT), gate_up.new_empty(both // 2, rows, dtype=VALUE)

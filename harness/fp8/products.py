@@ -67,11 +67,11 @@ class _GatedProduct(torch.autograd.Function):
         of_wide = _multiply(rounded, down._data.t().contiguous(), scale, down._scale, dtype)
         largest = [half.abs().amax() for half in swiglu_gradients(gate_up, of_wide)]
         wide_gradient_scale = scale_for(torch.maximum(*largest), GRADIENT)
-        both, both_transposed, wide_transposed = swiglu_backward_cast(gate_up, of_wide, wide_gradient_scale, wide_scale)
+        both, wide_transposed = swiglu_backward_cast(gate_up, of_wide, wide_gradient_scale, wide_scale)
         of_down = _multiply(transposed, wide_transposed, scale, wide_scale, dtype)
         weights = _together([gate, up]).t().contiguous()
         of_x = _multiply(both, weights, wide_gradient_scale, gate._scale, dtype)
-        of_gate_up = _multiply(both_transposed, x_transposed, wide_gradient_scale, x_scale, dtype)
+        of_gate_up = _multiply(both.t().contiguous(), x_transposed, wide_gradient_scale, x_scale, dtype)
         return of_x, *_apart(of_gate_up, [gate, up]), of_down
 
 

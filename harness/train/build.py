@@ -6,6 +6,7 @@ import torch
 
 from harness.config.layout import layout, replicates_weights, stages_per_rank
 from harness.config.schema import Fp8Recipe, Precision, RootConfig
+from harness.fp8.selfcheck import faulty_kernels
 from harness.fp8.weights import Fp8Weights
 from harness.model.attention import Attention, choose_attention
 from harness.model.family import head_dim
@@ -57,9 +58,11 @@ def build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int)
         sharded=not replicates_weights(config),
     )
     model = _divide(config, grid, meshes, how, attention, device, rank)
+    remarks = [*layout(config).remarks, *(remark for remark in (attention.remark, memory.remark) if remark)]
     if fp8 is Fp8Recipe.tensorwise:
         model.fp8 = Fp8Weights(model.stages)
-    remarks = [*layout(config).remarks, *(remark for remark in (attention.remark, memory.remark) if remark)]
+        if device.type == "cuda":
+            remarks += faulty_kernels(device)
     return Built(model, attention, remarks)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from harness.fp8 import kernels
 from harness.fp8.kernels import GRADIENT, VALUE
+from harness.fp8.selfcheck import faulty_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -53,3 +54,7 @@ def test_swiglu_backward(shape: tuple[int, int]) -> None:
     found = kernels.swiglu_backward_cast(gate_up.cuda(), gradient.cuda(), *(scale.cuda() for scale in scales))
     for one, other in zip(found, expected, strict=True):
         same(one, other)
+
+
+def test_the_check_at_start_finds_nothing() -> None:
+    assert faulty_kernels(torch.device("cuda")) == []
