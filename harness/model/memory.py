@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from harness.config.layout import Layout, layout, replicates_weights
-from harness.config.schema import ActivationCheckpoint, Precision, RootConfig
+from harness.config.schema import ActivationCheckpoint, Fp8Recipe, Precision, RootConfig
 from harness.model.family import MAX_LOGITS, NO_TENSOR_PARALLEL, ParameterCount, attention_widths, parameters
 from harness.text import bytes_text
 
@@ -122,6 +122,12 @@ class _Rank:
         return FP32 if in_fp32 else BF16
 
     @property
+    def in_fp8(self) -> bool:
+        """Whether layers keep what their matrix products need as single bytes (`harness.fp8`)."""
+        train = self.config.train
+        return train.precision is Precision.fp8 and train.fp8_recipe is Fp8Recipe.tensorwise and self.width == BF16
+
+    @property
     def root(self) -> int:
         """Weights outside of the layers, before any division: embedding, last norm, head."""
         model = self.config.model
@@ -155,9 +161,10 @@ class _Rank:
         """Bytes on top of the rest. Where weights are replicated and each step is one micro batch, gradients are neither
         copied nor summed: they take the places of the activations that they free."""
         shape = self.shape
-        if replicates_weights(self.config) and shape.accumulation_steps == shape.dp_replicate == 1:
+        if replicates_weights(self.config) and shape.accumulation_steps == shape.dp_replicate == 1 and not self.in_fp8:
             return max(0, whole * self.width - round(self._activations(mode) * self.tokens) * self.width)
-        return (whole if unreduced else sharded) * FP32
+        alone = shape.accumulation_steps == shape.shards == shape.dp_replicate == 1
+        return (whole if unreduced else sharded) * (self.width if alone else FP32)
 
     def _optimizer_values(self, sharded: int) -> int:
         """Two moments of each weight; Muon keeps one of the layers' matrices."""
@@ -170,8 +177,8 @@ class _Rank:
         """Weights in the type that is computed with; with resharding the root's, one layer's and the next one's."""
         if self.width == FP32 and self.shape.shards * self.shape.dp_replicate == 1:
             return 0  # the master weights themselves
-        layers = min(2, self.layers) if reshard else self.layers
-        return _divided(self.root + layers * self.count.layer, self.shape.tp)
+        layers = (min(2, self.layers) if reshard else self.layers) * self.count.layer
+        return _divided(self.root + (layers // 2 if self.in_fp8 else layers), self.shape.tp)
 
     def _activations(self, mode: ActivationCheckpoint) -> float:
         """Values per token that wait for the backward pass, over all layers and micro batches in flight."""
@@ -205,6 +212,9 @@ class _Rank:
         of the whole sequence.
         """
         queries, keys = attention_widths(self.config.model)
+        if self.in_fp8:  # products keep their inputs as bytes, and that of the last one not at all
+            kept = 2 * self._hidden + 2 * queries + 2 * keys * self.shape.cp + 2 * self.config.model.intermediate_size
+            return kept + (2 * self._hidden + queries) / 2
         shared = 2 * self._hidden + 2 * queries + 2 * keys * self.shape.cp + 3 * self.config.model.intermediate_size
         return shared / self.shape.tp + 2 * self._hidden
 
@@ -213,6 +223,8 @@ class _Rank:
         (queries, values, gate, down); with tensor parallel also what communication has brought: two gathered inputs and
         two scattered sums."""
         queries, keys = attention_widths(self.config.model)
+        if self.in_fp8:  # the layer's input, attention's result, and what the products take, either way round
+            return 3 * self._hidden + 2 * queries + self.config.model.intermediate_size / 2
         values = (2 * self._hidden + 2 * queries + keys + self.config.model.intermediate_size) / self.shape.tp
         if self.shape.tp > 1:
             values += 2 * self._hidden + 2 * self._hidden / self.shape.tp

@@ -35,11 +35,12 @@ def test_one_gpu_as_measured(sequences: int, measured: float) -> None:
     assert sum(parts(base=[*one, *batch]).values()) == pytest.approx(measured, rel=0.04)
 
 
-def test_fp8_on_one_gpu_is_left_to_fsdp_and_its_gradients() -> None:
-    one = ["cluster.gpus_per_node=1", "parallel.dp_shard=1", "train.micro_batch_size=4", "train.global_batch_size=4"]
-    fp8 = ["train.precision=fp8", "train.fp8_recipe=tensorwise"]
-    assert parts(base=one)["gradients"] == 0
-    assert parts(*fp8, base=one)["gradients"] == 4 * WEIGHTS
+@pytest.mark.parametrize(("sequences", "measured"), [(4, 96.4e9), (6, 113.9e9)])
+def test_fp8_on_one_gpu_as_measured(sequences: int, measured: float) -> None:
+    """The same in FP8 with tensorwise scales."""
+    one = ["cluster.gpus_per_node=1", "parallel.dp_shard=1", "train.precision=fp8", "train.fp8_recipe=tensorwise"]
+    batch = [f"train.micro_batch_size={sequences}", f"train.global_batch_size={sequences}"]
+    assert sum(parts(base=[*one, *batch]).values()) == pytest.approx(measured, rel=0.06)
 
 
 def test_weights_gradients_and_moments_are_sharded() -> None:
@@ -127,7 +128,15 @@ def test_the_last_stage_counts_where_the_head_is_the_larger_part() -> None:
 
 def test_fp32_computes_in_four_bytes() -> None:
     assert parts("train.precision=fp32")["activations"] == 2 * parts()["activations"]
-    assert parts("train.precision=fp8")["activations"] == parts()["activations"]
+    rowwise = parts("train.precision=fp8", "train.fp8_recipe=rowwise")
+    assert rowwise["activations"] == parts()["activations"]
+
+
+def test_tensorwise_fp8_keeps_bytes() -> None:
+    fp8, bf16 = parts("train.precision=fp8"), parts()
+    assert fp8["activations"] < bf16["activations"]
+    root = WEIGHTS - 36 * ((WEIGHTS - 2048 - 128_256 * 2048) // 36)
+    assert fp8["gathered_weights"] - 2 * root == (bf16["gathered_weights"] - 2 * root) // 2
 
 
 def chosen(gigabytes: float, *overrides: str) -> Choice:
