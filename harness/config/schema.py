@@ -59,6 +59,20 @@ class AttentionKernel(StrEnum):
     sdpa = "sdpa"
 
 
+class Shuffle(StrEnum):
+    """How the windows of a source are shuffled in each epoch."""
+
+    sequences = "sequences"
+    blocks = "blocks"
+
+
+class Packing(StrEnum):
+    """How documents are laid into samples."""
+
+    chunk = "chunk"
+    best_fit = "best_fit"
+
+
 class NonFinitePolicy(StrEnum):
     """What happens on a NaN or Inf in loss or gradient norm."""
 
@@ -170,6 +184,16 @@ class StageConfig:
 
 
 @dataclass
+class MixtureChange:
+    """Other stages from a step on, in a run that has begun."""
+
+    step: int = UNSET  # type: ignore[assignment]
+    """First step of the new stages, counted as `until_step` counts."""
+    stages: list[StageConfig] = field(default_factory=list)
+    """Take the place of all that was to come; their `until_step` counts from the start of the run too."""
+
+
+@dataclass
 class DataConfig:
     seq_len: int = 4096
     """Tokens per sample."""
@@ -177,6 +201,22 @@ class DataConfig:
     """Fixes the order of all samples of the run."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     stages: list[StageConfig] = field(default_factory=list)
+    change_at: list[MixtureChange] = field(default_factory=list)
+    """Changes of the mixture in a run that has begun: `data.change_at=[{step: 1000, stages: [{weights: {web: 1}}]}]`. What
+    came before stays as it was, each source goes on where it stood, and sources may be added. A run that is past `step`
+    goes back to its newest checkpoint before it."""
+    shuffle: Shuffle = Shuffle.sequences
+    """`sequences` draws from the whole source; `blocks` shuffles blocks of neighbouring windows and then the windows within
+    a group of blocks, for storage where small reads all over the source are expensive."""
+    shuffle_block: int = 256
+    """Windows in a block of `shuffle=blocks`."""
+    shuffle_group: int = 256
+    """Blocks in a group of `shuffle=blocks`. Two neighbours meet in one batch about as often as in a source of this size."""
+    packing: Packing = Packing.chunk
+    """`chunk` cuts the files every `seq_len` tokens; `best_fit` splits no document that fits a sample, at the price of some
+    padding, which does not train but counts in tokens per second. Needs the files' `.ds.index`."""
+    packing_cache: str = "${runs_dir}/.packing"
+    """Where the tables of `packing=best_fit` go if the token files' folder can't be written. Every node must see it."""
     validation: dict[str, SourceConfig] = field(default_factory=dict)
     """Held-out token files for `train.eval_every`; each contributes in proportion to its size."""
     tokenizer: str | None = None

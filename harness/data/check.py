@@ -12,7 +12,7 @@ from harness.data.errors import DataError
 from harness.data.held_out import in_both, too_few
 from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, inspect_source
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
-from harness.data.windows import window_problems
+from harness.data.windows import packing_of, window_problems
 
 SAMPLED_BLOCKS = 8
 """Blocks of tokens looked at per source, spread over its files."""
@@ -34,7 +34,9 @@ def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) ->
         inspected = list(pool.map(lambda item: inspect_source(item[1], item[2].path, item[0]), listing))
         problems = [problem for _, found in inspected for problem in found]
         sound = [source for source, found in inspected if source and not found]
-        problems += [problem for source in sound for problem in window_problems(source, data.seq_len)]
+        problems += [
+            problem for source in sound for problem in window_problems(source, data.seq_len, packing_of(data, source))
+        ]
         problems += _tokenizer_problems(data, sound, vocab_size)
         try:
             eos = resolve_eos(data, sound) if sound else None

@@ -26,7 +26,8 @@ class HeldOutOrder:
         self.seq_len = seq_len
         self.global_batch_size = global_batch_size
         self._count = count
-        self._ends = np.cumsum([Windows(source, seq_len).count for source in sources])
+        self.windows = tuple(Windows(source, seq_len) for source in sources)
+        self._ends = np.cumsum([found.count for found in self.windows])
         if problem := too_few(sources, seq_len, count):
             raise DataError(problem)
         self._key = derive_key(seed, "validation")

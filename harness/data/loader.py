@@ -19,6 +19,8 @@ from harness.data.windows import Windows
 
 log = logging.getLogger(__name__)
 
+NO_TARGET = -100
+"""Label of a token that does not count: cross-entropy leaves it out."""
 CLOSE_SECONDS = 5.0
 """How long `close` waits for threads. One that hangs inside a read cannot be ended; it is a daemon and dies with the process."""
 
@@ -27,6 +29,8 @@ class Order(Protocol):
     """Which window of which source is sample number i: `harness.data.order.SampleOrder`, or another function of i."""
 
     sources: tuple[TokenSource, ...]
+    windows: tuple[Windows, ...]
+    """How each source is cut."""
     seq_len: int
     global_batch_size: int
 
@@ -40,9 +44,9 @@ class MicroBatch:
 
     input_ids: np.ndarray
     labels: np.ndarray
-    """The token after each input token: already shifted."""
+    """The token after each input token: already shifted. `NO_TARGET` where none follows, as in padding."""
     position_ids: np.ndarray
-    """Position in its document (document_mask) or in its window."""
+    """Position in its document (document_mask; padding is one of its own) or in its window."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class StepBatch:
     """Number of its source: int64 [samples of this rank]."""
     windows: np.ndarray
     """Window of that source: int64 [samples of this rank]."""
+    targets: int
+    """Labels that count in the whole global batch, over all ranks: what the sum of their losses is divided by."""
 
 
 @dataclass
@@ -128,6 +134,7 @@ class Loader:
         self._skips = skips
         self._micro = micro_batch_size
         self._eos = eos_token_id if document_mask else None
+        self._padded = any(windows.padded for windows in order.windows)
         self._next_step, self._stop_step = start_step, stop_step
         self._planned = start_step
         self._read_ahead = read_ahead_batches
@@ -139,10 +146,9 @@ class Loader:
             + np.arange(micro_batch_size)
         ).reshape(-1)
         self._observer = observer or NullObserver()
-        windows = [Windows(source, seq_len) for source in sources]
-        names, keys = observer_keys(windows)
+        names, keys = observer_keys(order.windows)
         self._observer.register(names)
-        self._plan = ReadPlan(windows, keys, self._observer, slow_read_seconds, vocab_size)
+        self._plan = ReadPlan(order.windows, keys, self._observer, slow_read_seconds, vocab_size)
         self._changed = threading.Condition()
         self._tasks: deque[tuple[_Building, int]] = deque()
         self._ready: dict[int, StepBatch] = {}
@@ -243,28 +249,67 @@ class Loader:
 
     def _finish(self, building: _Building) -> None:
         tokens = building.tokens
+        labels, begins = self._lay_out(building)
         parts = []
         for begin in range(0, len(tokens), self._micro):
-            rows = tokens[begin : begin + self._micro]
-            inputs = np.ascontiguousarray(rows[:, :-1])
-            parts.append(MicroBatch(inputs, np.ascontiguousarray(rows[:, 1:]), position_ids(inputs, self._eos)))
+            rows = slice(begin, begin + self._micro)
+            inputs = np.ascontiguousarray(tokens[rows, :-1])
+            places = position_ids(inputs, self._eos, None if begins is None else begins[rows])
+            parts.append(MicroBatch(inputs, np.ascontiguousarray(labels[rows]), places))
         batch = StepBatch(
-            building.step + 1, building.batch, parts, building.samples, building.sources, building.windows
+            building.step + 1,
+            building.batch,
+            parts,
+            building.samples,
+            building.sources,
+            building.windows,
+            self._targets(building.batch),
         )
         with self._changed:
             self._ready[building.step] = batch
             self._changed.notify_all()
             self._report()
 
+    def _lay_out(self, building: _Building) -> tuple[np.ndarray, np.ndarray | None]:
+        """The labels of all rows, and where documents begin in them, bool [samples, seq_len], as far as only packing knows.
+
+        Fills up what a packed window leaves empty.
+        """
+        tokens = building.tokens
+        labels = tokens[:, 1:]
+        if not self._padded:
+            return labels, None
+        labels, begins = labels.copy(), np.zeros_like(labels, dtype=bool)
+        for row, (source, window) in enumerate(zip(building.sources, building.windows, strict=True)):
+            if not self._order.windows[source].padded:
+                continue
+            ends = np.cumsum([piece.tokens for piece in self._order.windows[source].pieces(int(window))])
+            # any token but the one that would make each token of the padding a document of its own
+            tokens[row, ends[-1] :] = int(self._eos == 0)
+            labels[row, ends[-1] - 1 :] = NO_TARGET
+            begins[row, ends[ends < self._order.seq_len]] = True
+        return labels, begins
+
+    def _targets(self, batch: int) -> int:
+        """Labels that count in a batch of the order."""
+        size = self._order.global_batch_size
+        if not self._padded:
+            return size * self._order.seq_len
+        sources, windows = self._order.samples((batch - 1) * size + np.arange(size))
+        return sum(cut.targets(windows[sources == number]) for number, cut in enumerate(self._order.windows))
+
     def _report(self) -> None:
         self._observer.queue(len(self._ready), sum(self._cpu_seconds))
 
 
-def position_ids(input_ids: np.ndarray, eos_token_id: int | None) -> np.ndarray:
-    """Positions int64 [samples, seq_len] from 0; they start again after each `eos_token_id` where one is given."""
+def position_ids(input_ids: np.ndarray, eos_token_id: int | None, begins: np.ndarray | None = None) -> np.ndarray:
+    """Positions int64 [samples, seq_len] from 0; they start again after each `eos_token_id`, where one is given, and then at
+    `begins` too, bool [samples, seq_len]."""
     places = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
     if eos_token_id is None:
         return places.copy()
     starts = np.zeros_like(input_ids)
     starts[:, 1:] = np.where(input_ids[:, :-1] == eos_token_id, places[:, 1:], 0)
+    if begins is not None:
+        starts = np.where(begins, places, starts)
     return places - np.maximum.accumulate(starts, axis=1)

@@ -61,6 +61,11 @@ def source_key(name: str, path: str | Path, group: str = "sources") -> str:
     return f"data.{group}.{name}.path={path}"
 
 
+def index_path(path: Path) -> Path:
+    """Where the ends of a token file's documents stand."""
+    return path.with_name(path.name + ".index")
+
+
 def open_source(name: str, path: str | Path) -> TokenSource:
     """Open a folder of token files, or one token file. Raises DataError that lists everything wrong with it."""
     source, problems = inspect_source(name, path)
@@ -155,7 +160,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _read_index(header: _Header) -> None:
-    index = header.path.with_name(header.path.name + ".index")
+    index = index_path(header.path)
     if not index.exists():
         return
     with index.open("rb") as file:

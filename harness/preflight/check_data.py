@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.config.layout import layout
@@ -16,10 +17,9 @@ from harness.data.check import resolve_eos
 from harness.data.errors import DataError
 from harness.data.loader import Loader, StepBatch
 from harness.data.observer import NullObserver
-from harness.data.order import SampleOrder, repeats
+from harness.data.order import SampleOrder, open_order, repeats
 from harness.data.skips import Skips
 from harness.data.token_files import TokenSource
-from harness.data.windows import Windows, open_sources
 from harness.launch.launch import readiness
 from harness.preflight.finding import Finding, Subject
 from harness.text import bytes_text, count_text
@@ -38,17 +38,21 @@ def check_data(subject: Subject) -> Finding:
     if problems := _problems(config):
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} with what the run reads"
         return Finding(count, failures=tuple(problems))
-    sources = _open(config)
-    seek = _Seek(config, sources)
+    try:
+        order = _open(config)
+    except DataError as error:
+        return Finding("the order of the samples can't be followed", failures=(str(error),))
+    sources = order.sources
+    seek = _Seek(config, order)
     if failure := seek.run():
         return Finding(f"{_volume(sources)}; the last step can't be reached", failures=(failure,))
-    often = repeats(seek.order, config.train.steps)
+    often = repeats(order, config.train.steps)
     growth_problem = _growth_problem(seek)
     return Finding(
         f"{_volume(sources)}; {', '.join(f'{name} {times:.3g}x' for name, times in often.items())} read through; "
         f"step {config.train.steps:,} reached in {seek.seconds:.2f} s, memory grew by {bytes_text(max(0, seek.growth))}",
         failures=(growth_problem,) if growth_problem else (),
-        warnings=(*_too_short(config, sources, seek.order, often), *_slow_reads(config, seek.reads)),
+        warnings=(*_too_short(config, order, often), *_slow_reads(config, seek.reads)),
         facts={
             "tokens": {source.name: source.tokens for source in sources},
             "repeats": often,
@@ -67,25 +71,25 @@ def _problems(config: RootConfig) -> list[str]:
     return readiness(here)
 
 
-def _open(config: RootConfig) -> list[TokenSource]:
-    return open_sources([(name, source.path) for name, source in config.data.sources.items()], config.data.seq_len)
+def _open(config: RootConfig) -> SampleOrder:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are shown with the plan
+        return open_order(config.data, config.train.global_batch_size)
 
 
-def _volume(sources: list[TokenSource]) -> str:
+def _volume(sources: Sequence[TokenSource]) -> str:
     files, tokens = sum(len(source.files) for source in sources), sum(source.tokens for source in sources)
     return f"{count_text(tokens)} tokens in {files:,} file{'s' * (files != 1)}"
 
 
-def _too_short(
-    config: RootConfig, sources: list[TokenSource], order: SampleOrder, often: dict[str, float]
-) -> list[str]:
+def _too_short(config: RootConfig, order: SampleOrder, often: dict[str, float]) -> list[str]:
     """Sources that hold fewer sequences than the run takes from them."""
     taken = order.counts(config.train.steps * config.train.global_batch_size)
     return [
-        f"{source.key} holds {Windows(source, config.data.seq_len).count:,} sequences and the run takes {count:,}: it is read "
-        f"{often[source.name]:.3g} times. Unless that is meant, give more text, fewer train.steps or a smaller weight"
-        for source, count in zip(sources, taken, strict=True)
-        if often[source.name] > READ_THROUGH
+        f"{windows.source.key} holds {windows.count:,} sequences and the run takes {count:,}: it is read "
+        f"{often[windows.source.name]:.3g} times. Unless that is meant, give more text, fewer train.steps or a smaller weight"
+        for windows, count in zip(order.windows, taken, strict=True)
+        if often[windows.source.name] > READ_THROUGH
     ]
 
 
@@ -129,10 +133,8 @@ class _Reads(NullObserver):
 class _Seek:
     """The last batch of the run as its first data-parallel rank would read it."""
 
-    order: SampleOrder
-
-    def __init__(self, config: RootConfig, sources: list[TokenSource]) -> None:
-        self._config, self._sources = config, sources
+    def __init__(self, config: RootConfig, order: SampleOrder) -> None:
+        self._config, self._order = config, order
         self.reads = _Reads()
         self.seconds = 0.0
         self.growth = 0
@@ -155,15 +157,9 @@ class _Seek:
 
     def _batch(self) -> StepBatch:
         config, data, train = self._config, self._config.data, self._config.train
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are shown with the plan
-            self.order = SampleOrder(
-                self._sources, data.stages, seed=data.seed, seq_len=data.seq_len,
-                global_batch_size=train.global_batch_size,
-            )  # fmt: skip
         loader = Loader(
-            self._sources,
-            self.order,
+            self._order.sources,
+            self._order,
             global_batch_size=train.global_batch_size,
             micro_batch_size=train.micro_batch_size,
             dp_rank=0,
@@ -171,7 +167,7 @@ class _Seek:
             start_step=train.steps - 1,
             stop_step=train.steps,
             seq_len=data.seq_len,
-            eos_token_id=resolve_eos(data, self._sources),
+            eos_token_id=resolve_eos(data, self._order.sources),
             document_mask=data.document_mask,
             read_ahead_batches=1,
             read_threads=data.read_threads,

@@ -18,10 +18,8 @@ from harness.config.layout import layout
 from harness.config.schema import RootConfig
 from harness.data.check import resolve_eos
 from harness.data.loader import Loader
-from harness.data.order import SampleOrder
+from harness.data.order import SampleOrder, open_order
 from harness.data.skips import Skips
-from harness.data.token_files import TokenSource
-from harness.data.windows import open_sources
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
 from harness.observe.board import Board, RankState, board_path
 from harness.observe.reads import BoardReads
@@ -45,7 +43,6 @@ from harness.train.validation import Validation
 class Data:
     """The run's data, opened."""
 
-    sources: list[TokenSource]
     order: SampleOrder
     eos_token_id: int | None
 
@@ -147,16 +144,8 @@ def _stepper(
 
 def open_data(config: RootConfig) -> Data:
     """Raises DataError."""
-    data = config.data
-    sources = open_sources([(name, source.path) for name, source in data.sources.items()], data.seq_len)
-    order = SampleOrder(
-        sources,
-        data.stages,
-        seed=data.seed,
-        seq_len=data.seq_len,
-        global_batch_size=config.train.global_batch_size,
-    )
-    return Data(sources, order, resolve_eos(data, sources))
+    order = open_order(config.data, config.train.global_batch_size)
+    return Data(order, resolve_eos(config.data, order.sources))
 
 
 def _own_attempt(run: RunFolder, place: Place) -> int:
@@ -171,7 +160,7 @@ def _own_attempt(run: RunFolder, place: Place) -> int:
 def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
     """Begin to read what comes after `step` steps."""
     return Loader(
-        data.sources,
+        data.order.sources,
         data.order,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,

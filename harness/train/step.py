@@ -30,7 +30,7 @@ class StepResult:
     """The same on all ranks, but for the times."""
 
     loss: float
-    """Mean cross-entropy over all tokens of the global batch."""
+    """Mean cross-entropy over all tokens of the global batch that have a target."""
     grad_norm: float
     """Global norm before clipping."""
     skipped: str | None
@@ -108,8 +108,7 @@ class Stepper:
         self._limit = clip_grad_norm
         self._tp = tp
         self._stage_size = stage_size
-        # FSDP averages gradients over its ranks; the loss is a mean over all their tokens
-        self._loss_scale = fsdp_size / tokens_per_step
+        self._fsdp_size = fsdp_size
         self._device = make_inputs.device
         self._timeline = Timeline(self._device)
         self._lr = torch.zeros((), dtype=torch.float32, device=self._device)
@@ -141,11 +140,12 @@ class Stepper:
         """Queue the training on one global batch. `stop` and `fenced` are this rank's view; the result has everybody's."""
         inputs = [self.make_inputs(micro) for micro in batch.micro_batches]
         begin = self._timeline.mark()
-        self.model.forward_backward(inputs, self._loss_scale)
+        # FSDP averages gradients over its ranks; the loss is a mean over all their targets
+        self.model.forward_backward(inputs, self._fsdp_size / batch.targets)
         sums = self._sums(stop, fenced)
         computed = self._timeline.mark()
         dist.all_reduce(sums)
-        loss, norm = sums[0] / self.tokens_per_step, sums[1].sqrt()
+        loss, norm = sums[0] / batch.targets, sums[1].sqrt()
         reduced = self._timeline.mark()
         skip = self._spikes.judge(loss, norm).double()
         names, statistics = self._statistics(sums) if with_statistics else ((), sums[:0])

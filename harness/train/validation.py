@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator
 from harness.config.schema import RootConfig
 from harness.data.errors import DataError
 from harness.data.held_out import HeldOutOrder, shared_paths
-from harness.data.loader import Loader, MicroBatch, StepBatch
+from harness.data.loader import NO_TARGET, Loader, MicroBatch, StepBatch
 from harness.data.windows import open_sources
 
-NO_TARGET = -100
-"""Label of a token that does not count: cross-entropy leaves it out."""
 KEEP_BYTES = 256 * 2**20
 """A rank whose share of the sequences is no larger reads it once and keeps it."""
 _BYTES_PER_TOKEN = 3 * 8

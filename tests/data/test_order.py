@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from harness.config.schema import StageConfig
 from harness.data.errors import DataError
-from harness.data.order import MIN_BLOCK, SampleOrder, repeats
+from harness.data.mixture import MIN_BLOCK
+from harness.data.order import SampleOrder, repeats
 from harness.data.permutation import derive_key, permute
 from harness.data.token_files import TokenFile, TokenSource
 
@@ -129,7 +130,7 @@ def test_epochs_are_shuffled_anew() -> None:
 
 def test_seeks_anywhere_without_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample 4.72M x 576 costs the same work as sample 0: count the elements that go through the permutation."""
-    import harness.data.order as module
+    import harness.data.mixture as module
 
     seen: list[int] = []
     permute = module.permute
@@ -231,7 +232,7 @@ def test_definition_does_not_depend_on_where_the_files_lie() -> None:
         ([StageConfig("a", None, {"web": 1}), StageConfig("b", None, {"web": 1})], r"\(a\)\.until_step=None"),
         (
             [StageConfig("a", 9, {"web": 1}), StageConfig("b", 9, {"web": 1}), StageConfig("c", None, {"web": 1})],
-            r"\(b\)\.until_step=9: must be a step after the stage before it, which ends with step 9",
+            r"\(b\)\.until_step=9: must be a step after what comes before it, which ends with step 9",
         ),
         (
             [StageConfig("a", None, {"tiny": 1})],
