@@ -5,10 +5,13 @@ import time
 from dataclasses import dataclass, field
 
 from harness.config.layout import layout
-from harness.config.schema import ActivationCheckpoint, RootConfig
+from harness.config.schema import ActivationCheckpoint, Packing, RootConfig
 from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
 from harness.model.memory import FP32, choose, memory_parts
 from harness.text import bytes_text, count_text, duration_text
+
+LEAST_WASTE = 5e-5
+"""A smaller share of the tokens is not worth a line."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Plan:
     arrival: str | None
     repeats: dict[str, float] = field(default_factory=dict)
     """How often each source is read through; empty where the data can't be seen from here."""
+    packing: str = Packing.chunk.value
+    wasted: dict[str, float] = field(default_factory=dict)
+    """Share of each source that no sample holds (`data.packing=chunk`), or of its samples that is padding (`best_fit`)."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -85,6 +91,7 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
         hours=seconds / 3600 if seconds is not None else None,
         gpu_hours=seconds / 3600 * gpus if seconds is not None and gpus else None,
         arrival=time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds)) if seconds is not None else None,
+        packing=config.data.packing.value,
         warnings=list(shape.remarks),
     )
 
@@ -139,6 +146,10 @@ def render_plan(plan: Plan) -> str:
     if plan.repeats:
         rows.append(
             ("data", ", ".join(f"{name} {times:.2f}x" for name, times in plan.repeats.items()) + " read through")
+        )
+    if wasted := [f"{name} {share:.2%}" for name, share in plan.wasted.items() if share >= LEAST_WASTE]:
+        rows.append(
+            ("wasted", ", ".join(wasted) + (" is padding" if plan.packing == Packing.best_fit else " is left over"))
         )
     lines = [f"  {name:<11}{text}" for name, text in rows]
     return "\n".join([f"Plan of run {plan.run}", *lines, *(f"  warning    {text}" for text in plan.warnings)])

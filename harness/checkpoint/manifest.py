@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Manifest:
     """Unix time at which it was complete."""
     skips: tuple[Range, ...] = ()
     """Ranges of batches that were left out so far, see `harness.data.skips`; older checkpoints do not say, and left out none."""
+    changes: tuple[dict[str, Any], ...] = ()
+    """Changes of the mixture that lie behind it, see `harness.data.lineage`; older checkpoints do not say, and had none."""
     format: int = FORMAT
 
     @property
@@ -71,7 +73,8 @@ class Manifest:
                 raise CorruptCheckpoint(f"{NAME} has format {found['format']}, this version reads {FORMAT}")
             files = tuple(FileRecord(str(f["name"]), int(f["size"]), int(f["crc32"])) for f in found.pop("files"))
             skips = Skips(found.pop("skips", ())).ranges
-            return cls(files=files, skips=skips, **found)
+            changes = tuple({**change, "step": int(change["step"])} for change in found.pop("changes", ()))
+            return cls(files=files, skips=skips, changes=changes, **found)
         except (TypeError, KeyError, AttributeError, ValueError, DataError) as error:
             raise CorruptCheckpoint(f"{NAME} is not complete: {error!r}") from error
 
@@ -86,6 +89,11 @@ def identity(config: RootConfig, data_definition: Mapping[str, Any]) -> dict[str
         "data.document_mask": config.data.document_mask,
         **_flatten("data", data_definition),
     }
+
+
+def whole_identity(identity: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An identity with the changes of the mixture so far, by their steps."""
+    return {**identity, **_flatten("data.change_at", {str(change["step"]): change for change in changes})}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

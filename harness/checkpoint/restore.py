@@ -11,11 +11,18 @@ from torch.distributed.checkpoint.metadata import Metadata
 from tqdm import tqdm
 
 from harness.checkpoint import folders, rewind
-from harness.checkpoint.manifest import CorruptCheckpoint, Manifest, check_file, check_sizes, differences
+from harness.checkpoint.manifest import (
+    CorruptCheckpoint,
+    Manifest,
+    check_file,
+    check_sizes,
+    differences,
+    whole_identity,
+)
 from harness.checkpoint.reports import Reports
 from harness.checkpoint.state import OPTIONAL, State
 from harness.checkpoint.storage import TensorPlanner, TensorReader, read_metadata
-from harness.data.skips import NO_SKIPS, Skips
+from harness.data.lineage import Lineage, how_to_change
 from harness.run.folder import RunFolder
 
 
@@ -31,20 +38,20 @@ def restore(
     verify: bool,
     group: dist.ProcessGroup,
     reports: Reports,
-    skips: Skips = NO_SKIPS,
+    lineage: Lineage | None = None,
     absent: set[str] | None = None,
 ) -> Manifest | None:
-    """Read the newest valid checkpoint that has left out the batches that `skips` says into `state`'s tensors.
+    """Read the newest valid checkpoint whose past is that of `lineage` into `state`'s tensors.
 
     Returns its manifest, or None where the run has no checkpoint. Called by all ranks. Corrupt checkpoints are passed
-    over, with an event each; newer ones with another history of skipped batches are moved aside (`folders.abandon`), with
+    over, with an event each; newer ones with another history of skipped batches or mixtures are moved aside (`folders.abandon`), with
     the event "rewind". Raises CannotResume where none is left, or where the chosen one is of another model or data order.
     After an exception `state` may be half read.
 
     `OPTIONAL` state that the checkpoint has not, or has in another shape, is left as it is and its names go into `absent`.
     """
-    checkpoints = run.checkpoints_dir
-    found: list[Any] = [rewind.choose(checkpoints, skips) if reports.rank == 0 else None]
+    checkpoints, lineage = run.checkpoints_dir, lineage or Lineage()
+    found: list[Any] = [rewind.choose(checkpoints, lineage) if reports.rank == 0 else None]
     dist.broadcast_object_list(found, src=0, group=group)
     choice: rewind.Choice = found[0]
     for step in choice.usable:
@@ -54,11 +61,7 @@ def restore(
         checked = time.perf_counter()
         if problem is None:
             assert manifest is not None and metadata is not None
-            if different := differences(manifest.identity, identity):
-                raise CannotResume(
-                    f"{folder} is a checkpoint of another run:\n  " + "\n  ".join(different) + "\n"
-                    "Set these keys back, or start a new run under another run.name."
-                )
+            _refuse_others(folder, manifest, identity, lineage)
             there = _readable(state, metadata)
             problem = _read(folder, there, metadata, group)
         if problem is None:
@@ -67,12 +70,12 @@ def restore(
                 absent |= state.keys() - there.keys()
             newer = [disagreeing for disagreeing in choice.disagreeing if disagreeing > step]
             if newer:
-                _go_back(run, newer, step, skips, group, reports)
+                _go_back(run, newer, step, lineage, group, reports)
             reports.restored(step, manifest.size, checked - started, time.perf_counter() - checked)
             return manifest
         reports.corrupt(step, problem)
     if choice.disagreeing:
-        raise CannotResume(rewind.no_way_back(checkpoints, choice, skips))
+        raise CannotResume(rewind.no_way_back(checkpoints, choice, lineage))
     if choice.usable:
         raise CannotResume(
             f"none of the {len(choice.usable)} checkpoints in {checkpoints} can be read (see above). Repair the file "
@@ -81,8 +84,20 @@ def restore(
     return None
 
 
+def _refuse_others(folder: Path, manifest: Manifest, identity: dict[str, Any], lineage: Lineage) -> None:
+    """Raises CannotResume where the checkpoint belongs to another model or another order of the data."""
+    changes = lineage.history(manifest.step)[1]
+    different = differences(whole_identity(manifest.identity, manifest.changes), whole_identity(identity, changes))
+    if not different:
+        return
+    advice = "Set these keys back, or start a new run under another run.name."
+    if any(line.startswith(("data.stages", "data.sources")) for line in different):
+        advice += f" Or, {how_to_change(lineage.skips.batch_of_step(manifest.step + 1))}."
+    raise CannotResume(f"{folder} is a checkpoint of another run:\n  " + "\n  ".join(different) + "\n" + advice)
+
+
 def _go_back(
-    run: RunFolder, newer: list[int], step: int, skips: Skips, group: dist.ProcessGroup, reports: Reports
+    run: RunFolder, newer: list[int], step: int, lineage: Lineage, group: dist.ProcessGroup, reports: Reports
 ) -> None:
     """Move the checkpoints of steps `newer` aside and say so. Raises CannotResume on all ranks where that fails."""
     problem = None
@@ -90,17 +105,22 @@ def _go_back(
         left = max(run.last_step(), *newer)
         try:
             folder = folders.abandon(run.checkpoints_dir, newer, reports.ledger.attempt or 0, step)
-            skipped = [list(found) for found in skips.ranges]
-            facts = {"from_step": left, "to_step": step, "skip": skipped, "abandoned": str(folder)}
-            reports.ledger.write("rewind", step, **facts, why=f"from step {left}, for train.skip={skipped}")
+            facts = {
+                "from_step": left,
+                "to_step": step,
+                "skip": [list(found) for found in lineage.skips.ranges],
+                "change_at": [change["step"] for change in lineage.changes],
+                "abandoned": str(folder),
+            }
+            reports.ledger.write("rewind", step, **facts, why=f"from step {left}, for {lineage.describe()}")
             print(
-                f"went back from step {left} to step {step}, since train.skip={skipped} changes what came after: the "
+                f"went back from step {left} to step {step}, since {lineage.describe()} changes what came after: the "
                 f"checkpoints of {'step' if len(newer) == 1 else 'steps'} {', '.join(map(str, sorted(newer)))} are now in "
                 f"{folder} and may be deleted",
                 flush=True,
             )
         except OSError as error:
-            problem = f"train.skip: {run.checkpoints_dir}: newer checkpoints can't be moved aside: {error}"
+            problem = f"{lineage.describe()}: {run.checkpoints_dir}: newer checkpoints can't be moved aside: {error}"
     if (problem := _any_problem(problem, group)) is not None:
         raise CannotResume(problem)
 

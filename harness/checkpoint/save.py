@@ -22,7 +22,7 @@ from harness.checkpoint.manifest import FileRecord, Manifest, describe_file
 from harness.checkpoint.reports import Reports, SaveResult
 from harness.checkpoint.state import State, copy_to_cpu
 from harness.checkpoint.storage import METADATA, TensorWriter
-from harness.data.skips import NO_SKIPS, Skips
+from harness.data.lineage import Lineage
 from harness.run.folder import RunFolder
 
 
@@ -39,11 +39,11 @@ class Saver:
         keep: int | None,
         in_background: bool,
         reports: Reports,
-        skips: Skips = NO_SKIPS,
+        lineage: Lineage | None = None,
     ) -> None:
         """`group`: a gloo group of all ranks that nothing else uses, since a background save talks in it at any time.
 
-        `skips`: batches that the run leaves out; a checkpoint says which of them lie behind it.
+        `lineage`: batches that the run leaves out and changes of its mixture; a checkpoint says which lie behind it.
         """
         self._run = run
         self._attempt = attempt
@@ -52,7 +52,7 @@ class Saver:
         self._keep = keep
         self._in_background = in_background
         self._reports = reports
-        self._skips = skips
+        self._lineage = lineage or Lineage()
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
         self._died: BaseException | None = None
@@ -157,6 +157,7 @@ class Saver:
         return error, fenced
 
     def _commit(self, folder: Path, step: int, tokens: int, files: list[FileRecord]) -> None:
+        skips, changes = self._lineage.history(step)
         manifest = Manifest(
             step=step,
             tokens=tokens,
@@ -166,7 +167,8 @@ class Saver:
             files=tuple(files),
             torch=torch.__version__,
             time=time.time(),
-            skips=tuple(self._skips.history(step)),
+            skips=tuple(skips),
+            changes=tuple(changes),
         )
         manifest.write(folder)
         folders.publish(folder, self._run.checkpoints_dir, step)

@@ -8,6 +8,8 @@ FROZEN = (
     "data.seq_len",
     "data.seed",
     "data.stages",
+    "data.shuffle",
+    "data.packing",
     "data.eos_token_id",
     "data.document_mask",
     "train.global_batch_size",
@@ -15,6 +17,9 @@ FROZEN = (
     "optim.name",
 )
 """A resumed run would silently be another run if these changed: the model's shape, the data's order, the batch."""
+
+FREE = ("data.packing_cache",)
+"""Begins like a frozen key and is none."""
 
 IGNORED = ("dry_run", "follow", "runs_dir", "monitor.", "cluster.")
 """Where and how the run is launched may change from launch to launch."""
@@ -31,11 +36,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, An
 
 def refused(differences: dict[str, tuple[Any, Any]]) -> list[str]:
     """One sentence for each change that would make the resumed run a different one."""
-    sources = {key for key in differences if key.startswith("data.sources.") and None in differences[key]}
     return [
         f"{key}={after}: the run was started with {before}"
         for key, (before, after) in differences.items()
-        if key.startswith(FROZEN) or key in sources
+        if key.startswith(FROZEN) and not key.startswith(FREE)
     ]
 
 

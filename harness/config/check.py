@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from harness.config.check_parallel import check_parallel
 from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
-from harness.config.schema import ClusterKind, RootConfig
+from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig
 from harness.model.family import MODEL_TYPES, head_dim
 
 TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
@@ -175,19 +175,49 @@ def _check_data(config: RootConfig) -> Iterator[str]:
     data = config.data
     if data.stage_to is not None:
         yield f"data.stage_to={data.stage_to}: staging is not supported yet; stage by hand and set null"
-    if not data.stages:
-        yield "data.stages is empty: choose a data config (data=NAME), or give sources and stages"
-    previous = 0
-    for index, stage in enumerate(data.stages):
-        name = f"data.stages[{index}] ({stage.name})"
-        last = index == len(data.stages) - 1
+    if data.shuffle is Shuffle.blocks:
+        for key, value in (("shuffle_block", data.shuffle_block), ("shuffle_group", data.shuffle_group)):
+            if value < 1:
+                yield f"data.{key}={value}: must be at least 1"
+    steps = [1, *(change.step for change in data.change_at), None]
+    yield from _check_stages(config, "data.stages", data.stages, 1, steps[1])
+    for index, change in enumerate(data.change_at):
+        label = f"data.change_at[{index}]"
+        before = data.change_at[index - 1].step if index else 1
+        if change.step <= before:
+            what = "that of the entry before it" if index else "for which data.stages itself can be changed"
+            yield f"{label}.step={change.step}: must come after step {before}, {what}"
+        yield from _check_stages(config, f"{label}.stages", change.stages, change.step, steps[index + 2])
+    stages = [*data.stages, *(stage for change in data.change_at for stage in change.stages)]
+    used = {source for stage in stages for source, weight in stage.weights.items() if weight > 0}
+    for source in sorted(set(data.sources) - used):
+        yield f"data.sources.{source} has no weight in any stage: add one, or remove the source with ~data.sources.{source}"
+
+
+def _check_stages(
+    config: RootConfig, label: str, stages: list[StageConfig], begin: int, following: int | None
+) -> Iterator[str]:
+    """Stages that are followed from step `begin` on, until the change of step `following` (None: there is none)."""
+    data = config.data
+    if not stages:
+        advice = (
+            "choose a data config (data=NAME), or give sources and stages" if begin == 1 else "give at least one stage"
+        )
+        yield f"{label} is empty: {advice}"
+    end, reason = config.train.steps, f"train.steps={config.train.steps} goes on after it"
+    if following is not None:
+        end, reason = following - 1, f"the next change comes with step {following} only"
+    previous = begin - 1
+    for index, stage in enumerate(stages):
+        name = f"{label}[{index}] ({stage.name})"
+        last = index == len(stages) - 1
         if stage.until_step is None and not last:
             yield f"{name}.until_step=null: only the last stage may go on to the end"
         if stage.until_step is not None:
             if stage.until_step <= previous:
                 yield f"{name}.until_step={stage.until_step}: must come after step {previous}"
-            if last and stage.until_step < config.train.steps:
-                yield f"{name}.until_step={stage.until_step}: train.steps={config.train.steps} goes on after it; set null"
+            if last and stage.until_step < end:
+                yield f"{name}.until_step={stage.until_step}: {reason}; set null"
             previous = stage.until_step
         unknown = sorted(set(stage.weights) - set(data.sources))
         if unknown:
@@ -197,6 +227,3 @@ def _check_data(config: RootConfig) -> Iterator[str]:
             yield f"{name}.weights of {', '.join(negative)}: must be finite and not negative"
         elif sum(stage.weights.values()) <= 0:
             yield f"{name}.weights sum to 0: give at least one source a weight"
-    used = {source for stage in data.stages for source, weight in stage.weights.items() if weight > 0}
-    for source in sorted(set(data.sources) - used):
-        yield f"data.sources.{source} has no weight in any stage: add one, or remove the source with ~data.sources.{source}"

@@ -1,4 +1,4 @@
-"""Command line: `python -m harness.data prepare` makes token files, `python -m harness.data corpus` gets text for the demo."""
+"""Command line: `python -m harness.data prepare` makes token files, `corpus` gets text for the demo, `show` prints a batch."""
 
 import argparse
 import sys
@@ -16,6 +16,11 @@ def main(arguments: list[str] | None = None) -> int:
             from harness.data.corpus import make_corpus
 
             print(make_corpus(options.output))
+        elif options.command == "show":
+            from harness.data.show import as_json, render, show
+
+            found = show(options.run, options.runs_dir, options.step, rank=options.rank, most=options.samples)
+            print(as_json(found) if options.json else render(found))
         else:
             from harness.data.prepare import Request, prepare
 
@@ -56,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
         "corpus", help="get text for the demo", description="Get a few megabytes of real text."
     )
     corpus.add_argument("--output", required=True, type=Path, help="folder to make")
+    show = commands.add_parser(
+        "show",
+        help="print what a step of a run trains on",
+        description="Print what a step of a run trains on, or will: sources, files, documents, text.",
+    )
+    show.add_argument("run", help="name of a run or path of its folder")
+    show.add_argument("--step", required=True, type=int, metavar="N", help="optimizer step, counted from 1")
+    show.add_argument("--rank", type=int, metavar="R", help="only what this data-parallel rank sees (default: all)")
+    show.add_argument(
+        "--samples", type=int, default=4, metavar="K", help="samples whose text is printed, -1 for all (default: 4)"
+    )
+    show.add_argument("--json", action="store_true", help="for programs; text is never shortened")
+    show.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     return parser
 
 

@@ -45,6 +45,8 @@ class _Stage:
     """A stage with its weights as whole numbers and its place in the run."""
 
     number: int
+    label: str
+    """What messages call it."""
     start: int
     """First sample."""
     length: int | None
@@ -135,6 +137,10 @@ class Mixture:
                 sources[members[inside]], counts[members[inside]] = found, stage.number_of(found, within)
         return sources, counts
 
+    def stage_of(self, index: int) -> str:
+        """The stage that a sample belongs to, as messages call it."""
+        return self._stages[int(np.searchsorted(self._starts, index, side="right") - 1)].label
+
     def counts(self, samples: int) -> np.ndarray:
         """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
         stage = self._stages[int(np.searchsorted(self._starts, samples, side="right") - 1)]
@@ -170,7 +176,7 @@ class Mixture:
                 if end is not None and end <= start:
                     continue  # the change comes before this stage would have
                 block = max(MIN_BLOCK, 1 << (-(-2 * cumulative[-1] // smallest) - 1).bit_length())
-                stage = _Stage(len(built), start, length, end, cumulative, block, first, left)
+                stage = _Stage(len(built), label, start, length, end, cumulative, block, first, left)
                 built.append(stage)
                 if end is not None:
                     start, (first, left) = end, self._after(stage, end - stage.start)

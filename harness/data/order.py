@@ -75,6 +75,10 @@ class SampleOrder:
         sources, counts = self._mixture.samples(indices)
         return sources, shuffled(self.seed, self._names, self._sizes, sources, counts, self._blocks)
 
+    def stage_of(self, index: int) -> str:
+        """The stage that sample `index` belongs to, for people: its key and its name."""
+        return self._mixture.stage_of(index)
+
     def counts(self, samples: int) -> np.ndarray:
         """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
         return self._mixture.counts(samples)

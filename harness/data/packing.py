@@ -180,7 +180,7 @@ def _build(source: TokenSource, seq_len: int, place: Path) -> None:
     """Write the table under a name of its own, then give it its name. Raises DataError where an index is damaged."""
     lock = place.with_name(f".{place.name}.lock")
     for left in place.parent.glob(f".{place.name}.making-*"):  # by a process that was killed
-        newest = max((path.stat().st_mtime for path in [left, *left.iterdir()]))
+        newest = max(path.stat().st_mtime for path in [left, *left.iterdir()])
         if lock.stat().st_mtime - newest > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
     folder = place.with_name(f".{place.name}.making-{socket.gethostname()}-{os.getpid()}")
@@ -203,7 +203,7 @@ def _write(source: TokenSource, seq_len: int, folder: Path, lock: Path) -> dict[
     from harness.data.best_fit import Packed, pack
 
     facts = {"format": FORMAT, "seq_len": seq_len, "documents": 0, "split": 0, "tokens": 0, "pieces": 0}
-    windows_of_files = []
+    windows_of_files: list[int] = []
     digest = hashlib.blake2b(digest_size=16)
     total = sum(index_path(file.path).stat().st_size // 8 for file in source.files)
 

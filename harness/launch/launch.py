@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import slurm
 from harness.checkpoint import rewind
@@ -15,14 +16,17 @@ from harness.config.changes import changes, recorded, refused
 from harness.config.schema import ClusterKind, RootConfig
 from harness.data.check import check_sources
 from harness.data.errors import DataError
-from harness.data.order import SampleOrder, repeats
-from harness.data.skips import Skips
-from harness.data.windows import open_sources
+from harness.data.lineage import how_to_change, lineage_of
+from harness.data.order import open_order, repeats
+from harness.data.packing import PackingMissing
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder, config_as_dict
 from harness.train.validation import EarlyStop
+
+MANY_REPEATS = 4
+"""Times that a source is read through before the plan warns."""
 
 
 class LaunchError(Exception):
@@ -59,38 +63,55 @@ def plan_for(config: RootConfig) -> Plan:
     calibration = read_json(run.calibration_path) or {}
     choice = _checkpoints(config, run)
     plan = make_plan(config, calibration.get("tokens_per_second"), max(choice.usable, default=0))
-    read_through, mixture = _seen_data(config)
-    going_back = _going_back(config, run, choice)
-    return dataclasses.replace(plan, repeats=read_through, warnings=[*plan.warnings, *mixture, *going_back])
+    seen = _seen_data(config)
+    often = {name: times for name, times in seen.get("repeats", {}).items() if times > MANY_REPEATS}
+    notes = [
+        *plan.warnings,
+        *seen.pop("warnings", []),
+        *map(_repeated, often.items()),
+        *_going_back(config, run, choice),
+    ]
+    return dataclasses.replace(plan, **seen, warnings=notes)
 
 
-def _seen_data(config: RootConfig) -> tuple[dict[str, float], list[str]]:
-    """How often each source is read through, and warnings about the mixture; nothing where the data can't be read."""
-    data = config.data
+def _seen_data(config: RootConfig) -> dict[str, Any]:
+    """What the plan says of the data; nothing where it can't be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are shown in the plan
-            sources = open_sources([(name, source.path) for name, source in data.sources.items()], data.seq_len)
-            batch = config.train.global_batch_size
-            order = SampleOrder(sources, data.stages, seed=data.seed, seq_len=data.seq_len, global_batch_size=batch)
+            order = open_order(config.data, config.train.global_batch_size, build=not config.dry_run)
+    except PackingMissing as error:
+        return {"warnings": [f"data.packing={config.data.packing}: {error}, and repeats are known then"]}
     except DataError:
-        return {}, []  # `readiness` says what is wrong
-    return repeats(order, config.train.steps), list(order.warnings)
+        return {}  # `readiness` says what is wrong
+    return {
+        "repeats": repeats(order, config.train.steps),
+        "wasted": {windows.source.name: windows.wasted for windows in order.windows},
+        "warnings": order.warnings,
+    }
+
+
+def _repeated(source: tuple[str, float]) -> str:
+    name, times = source
+    return (
+        f"data.sources.{name} is read through {times:.3g} times: beyond about {MANY_REPEATS} a repeat teaches much less than "
+        "new text; give more text, fewer train.steps or a smaller weight"
+    )
 
 
 def _checkpoints(config: RootConfig, run: RunFolder) -> rewind.Choice:
-    return rewind.choose(run.checkpoints_dir, Skips(config.train.skip))
+    return rewind.choose(run.checkpoints_dir, lineage_of(config))
 
 
 def _going_back(config: RootConfig, run: RunFolder, choice: rewind.Choice) -> list[str]:
-    """Says where a changed `train.skip` takes the run back to, if it does."""
+    """Says where a changed `train.skip` or `data.change_at` takes the run back to, if it does."""
     target = max(choice.usable, default=None)
     newer = [step for step in choice.disagreeing if target is not None and step > target]
     if not newer:
         return []
     return [
-        f"train.skip={config.train.skip}: the run goes back from step {max(run.last_step(), *newer):,} to step {target:,}, "
-        "its newest checkpoint from before the skipped batches"
+        f"{lineage_of(config).describe()}: the run goes back from step {max(run.last_step(), *newer):,} to step {target:,}, "
+        "its newest checkpoint with that past"
     ]
 
 
@@ -101,7 +122,7 @@ def readiness(config: RootConfig) -> list[str]:
     run = run_folder(config)
     choice = _checkpoints(config, run)
     if choice.disagreeing and not choice.usable:
-        problems.append(rewind.no_way_back(run.checkpoints_dir, choice, Skips(train.skip)))
+        problems.append(rewind.no_way_back(run.checkpoints_dir, choice, lineage_of(config)))
     if config.model.init_from and not any(Path(config.model.init_from).glob("*.safetensors")):
         problems.append(
             f"model.init_from={config.model.init_from}: no folder with *.safetensors; give a Hugging Face model's folder"
@@ -152,6 +173,7 @@ def make_paths_absolute(config: RootConfig) -> None:
 
     config.runs_dir = absolute(config.runs_dir)
     config.monitor.targets_dir = absolute(config.monitor.targets_dir)
+    config.data.packing_cache = absolute(config.data.packing_cache)
     for source in [*config.data.sources.values(), *config.data.validation.values()]:
         source.path = absolute(source.path) if source.path else source.path
     if config.data.tokenizer:
@@ -193,13 +215,11 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
         newest = max(choice.usable + choice.disagreeing)
         problems = refused(differences)
         if problems:
-            raise LaunchError(
-                [
-                    f"run.name={run.name} has trained to step {newest}, and these changes would make it another run; "
-                    "choose a new run.name:",
-                    *problems,
-                ]
-            )
+            said = f"run.name={run.name} has trained to step {newest}, and these changes would make it another run; "
+            if any(problem.startswith("data.stages") for problem in problems):
+                next_batch = lineage_of(config).skips.batch_of_step(newest + 1)
+                problems.append(how_to_change(next_batch, config.data.stages))
+            raise LaunchError([said + "choose a new run.name:", *problems])
     if choice.usable:
         _refuse_finished(config, run, max(choice.usable))
     return recorded(differences)

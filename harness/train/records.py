@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.config.schema import NonFinitePolicy
+from harness.data.skips import Skips
 from harness.model.family import flops_per_token
 from harness.train.exits import NotFinite
 from harness.train.log import StepLog, write_stats
@@ -54,6 +55,8 @@ class Records:
         self._mfu_per_rate = flops_per_token(config.model, config.data.seq_len) / (world * peak) if peak else None
         self._skipped_in_a_row = 0
         self._first = True
+        self._batch = Skips(config.train.skip).batch_of_step(trainer.step)
+        """The newest batch that was trained on."""
         self._now = 0.0
         """When the step was done, in seconds since training began; it is heard of later, and some sooner than others."""
 
@@ -72,6 +75,7 @@ class Records:
         """Write down one step. Raises NotFinite."""
         self._now += sum(done.phases.values())
         self._publish(done)
+        self._report_mixture(done)
         if self._first:
             self._first = False
             self._report_start(done)
@@ -109,6 +113,16 @@ class Records:
         if self._mfu_per_rate is not None:
             board.set("mfu", self._mfu_per_rate * self._tokens_per_step / done.seconds)
         self._pause.step_done(time.monotonic())
+
+    def _report_mixture(self, done: Settled) -> None:
+        """Say when the mixture changes, which only `data.change_at` can do."""
+        t = self._t
+        for change in t.config.data.change_at if t.place.rank == 0 else ():
+            if self._batch < change.step <= done.batch:
+                weights = change.stages[0].weights
+                t.reports.ledger.write("mixture_change", done.step, change_at=change.step, weights=weights)
+                print(f"step {done.step}: from here on the mixture is that of data.change_at: {weights}", flush=True)
+        self._batch = done.batch
 
     def _report_start(self, done: Settled) -> None:
         """Say what the first step cost: compiling, where nothing of it was kept from an earlier start."""

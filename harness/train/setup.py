@@ -17,6 +17,7 @@ from harness.checkpoint.state import State, training_state
 from harness.config.layout import layout
 from harness.config.schema import RootConfig
 from harness.data.check import resolve_eos
+from harness.data.lineage import Lineage
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder, open_order
 from harness.data.skips import Skips
@@ -94,12 +95,13 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     if place.rank == 0:
         print("\n".join(built.remarks), end="\n" * bool(built.remarks), flush=True)
     board.set("state", RankState.restoring)
+    lineage = Lineage(Skips(config.train.skip), data.order.changes())
     saver = Saver(
         run,
         attempt=attempt,
         group=dist.new_group(backend="gloo"),
         identity=identity(config, data.order.definition()),
-        skips=Skips(config.train.skip),
+        lineage=lineage,
         keep=config.checkpoint.keep,
         in_background=config.checkpoint.async_save,
         reports=reports,
@@ -109,7 +111,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     state = training_state(
         built.model.parameters, optimizer.state, ema=ema.state() if ema else None, spikes=spikes.state()
     )
-    step, tokens = _restore_or_init(run, config, built.model, optimizer, ema, state, saver, reports)
+    step, tokens = _restore_or_init(run, config, built.model, optimizer, ema, state, saver, lineage, reports)
     loader = start_loader(config, data, grid, place.rank, step or 0, board)
     return Trainer(
         config, run, place, attempt, grid, device, board, reports, clock, state, saver,
@@ -188,6 +190,7 @@ def _restore_or_init(
     ema: Ema | None,
     state: State,
     saver: Saver,
+    lineage: Lineage,
     reports: Reports,
 ) -> tuple[int | None, int]:
     """Steps done (None: a fresh start) and tokens seen. Raises BadConfig."""
@@ -201,7 +204,7 @@ def _restore_or_init(
             run,
             state,
             identity=saver.identity,
-            skips=Skips(config.train.skip),
+            lineage=lineage,
             absent=absent,
             verify=config.checkpoint.verify,
             group=saver.group,

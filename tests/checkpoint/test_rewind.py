@@ -14,6 +14,7 @@ from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
 from harness.checkpoint.rewind import choose
 from harness.checkpoint.save import Saver
+from harness.data.lineage import Lineage
 from harness.data.skips import Skips
 from harness.observe.board import Board, board_path
 from harness.run.folder import RunFolder
@@ -24,7 +25,7 @@ Ranges = list[list[int]]
 
 
 def save(alone: Alone, steps: list[int], skip: Ranges) -> None:
-    saver = alone.saver(skips=Skips(skip))
+    saver = alone.saver(lineage=Lineage(Skips(skip)))
     for step in steps:
         saver.save(state_of(step), step, step * 100)
 
@@ -33,7 +34,7 @@ def resume(alone: Alone, skip: Ranges) -> int | None:
     """Step that the run goes on from; its weights must be that step's."""
     state = state_of(0.0)
     settings = {"identity": IDENTITY, "verify": True, "group": alone.group, "reports": alone.reports}
-    manifest = restore(alone.run, state, skips=Skips(skip), **settings)  # type: ignore[arg-type]
+    manifest = restore(alone.run, state, lineage=Lineage(Skips(skip)), **settings)  # type: ignore[arg-type]
     if manifest is None:
         return None
     assert torch.equal(state["model.w"], state_of(manifest.step)["model.w"])
@@ -136,7 +137,7 @@ def test_another_run_is_refused_before_anything_moves(alone: Alone) -> None:
         restore(
             alone.run,
             state_of(0.0),
-            skips=Skips([[15, 15]]),
+            lineage=Lineage(Skips([[15, 15]])),
             group=alone.group,
             reports=alone.reports,
             **alone_identity,  # type: ignore[arg-type]
@@ -164,7 +165,7 @@ def test_a_history_that_is_none_is_corrupt(alone: Alone) -> None:
 
 def test_the_launcher_can_ask_before(alone: Alone) -> None:
     save(alone, [10, 20, 30], [])
-    choice = choose(alone.run.checkpoints_dir, Skips([[15, 15]]))
+    choice = choose(alone.run.checkpoints_dir, Lineage(Skips([[15, 15]])))
     assert (choice.usable, choice.disagreeing) == ([10], [30, 20])
     assert kept(alone) == [30, 20, 10]
 
@@ -182,7 +183,7 @@ def _rewind_together(rank: int, world_size: int, folder: Path, block: bool) -> t
     dist.barrier()
     state = {"model.w": torch.zeros(4), f"own.{rank}": torch.zeros(2)}
     try:
-        manifest = restore(run, state, verify=True, skips=Skips([[15, 17]]), **settings)  # type: ignore[arg-type]
+        manifest = restore(run, state, verify=True, lineage=Lineage(Skips([[15, 17]])), **settings)  # type: ignore[arg-type]
     except CannotResume as error:
         return str(error)
     assert manifest is not None

@@ -28,10 +28,24 @@ def test_model_data_and_batch_may_not() -> None:
     assert "data.stages[0].weights.demo=2.0" in text
 
 
-def test_a_source_may_move_but_not_vanish() -> None:
+def test_a_source_may_move() -> None:
     assert refused(differences("data.sources.demo.path=/elsewhere")) == []
-    added = differences("+data.sources.more.path=x")
-    assert any("data.sources.more" in text for text in refused(added))
+
+
+def test_the_mixture_may_change_by_an_entry_alone_and_sources_may_be_added_for_it() -> None:
+    entry = "data.change_at=[{step: 10, stages: [{weights: {demo: 1.0, more: 1.0}}]}]"
+    found = differences("+data.sources.more.path=x", entry)
+    assert refused(found) == []
+    assert recorded(found)["data.change_at[0].step"] == (None, 10)
+    assert recorded(found)["data.change_at[0].stages[0].weights.more"] == (None, 1.0)
+
+
+def test_shuffle_and_packing_may_not_change_but_where_tables_lie_may() -> None:
+    found = differences("data.shuffle=blocks", "data.packing=best_fit", "data.packing_cache=/elsewhere")
+    assert refused(found) == [
+        "data.shuffle=blocks: the run was started with sequences",
+        "data.packing=best_fit: the run was started with chunk",
+    ]
 
 
 def test_where_it_runs_is_not_part_of_the_lineage() -> None:
