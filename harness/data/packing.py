@@ -2,7 +2,7 @@
 
 A table is a folder: `packing.json` with the facts, `windows.bin` and `pieces.bin` with one record each. It lies beside the
 token files or, where their folder can't be written, in `data.packing_cache`. It is made under another name and renamed
-once it is complete, by one process at a time; others wait. Making it takes memory for a few hundred thousand documents,
+once it is complete, by one process at a time; others wait. Making it takes memory for some ten thousand documents,
 reading a window that for none.
 """
 
@@ -33,8 +33,8 @@ WINDOW = np.dtype([("end", "<u8"), ("tokens", "<u4")])
 """Pieces in this window and all before it; tokens in this one."""
 PIECE = np.dtype([("begin", "<u8"), ("tokens", "<u4")])
 """First token in its file; tokens."""
-GROUP_DOCUMENTS = 1 << 18
-"""Documents that are packed together. More would hardly waste less, and take more memory."""
+GROUP_DOCUMENTS = 1 << 16
+"""Documents that are packed together. More would waste hardly less, and scatter the pieces of a window over more of the file."""
 STALE_SECONDS = 60.0
 """A lock that nobody has touched for this long belongs to a process that died."""
 POLL_SECONDS = 0.5

@@ -1,3 +1,5 @@
+import tracemalloc
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -6,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.schema import StageConfig
+from harness.config.schema import MixtureChange, StageConfig
 from harness.data.errors import DataError
 from harness.data.mixture import MIN_BLOCK
 from harness.data.order import SampleOrder, repeats
 from harness.data.permutation import derive_key, permute
+from harness.data.shuffle import Blocks
 from harness.data.token_files import TokenFile, TokenSource
+from tests.config.configs import config
 
 SEQ_LEN = 16
 
@@ -37,7 +41,7 @@ mixtures = st.lists(st.floats(0.001, 1), min_size=1, max_size=6)
 
 
 @given(windows=st.integers(1, 3 * MIN_BLOCK), blocks=st.integers(1, 4), seed=st.integers(0, 2**32))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_every_window_once_per_epoch(windows: int, blocks: int, seed: int) -> None:
     order = build({"web": windows}, [StageConfig(weights={"web": 1})], seed=seed)
     samples = blocks * MIN_BLOCK
@@ -49,7 +53,7 @@ def test_every_window_once_per_epoch(windows: int, blocks: int, seed: int) -> No
 
 @pytest.mark.filterwarnings("ignore:data.stages")
 @given(weights=mixtures, blocks=st.integers(1, 6))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_shares_are_exact_at_block_boundaries(weights: list[float], blocks: int) -> None:
     names = [f"s{number}" for number in range(len(weights))]
     order = build(dict.fromkeys(names, 1000), [StageConfig(weights=dict(zip(names, weights, strict=True)))])
@@ -61,7 +65,7 @@ def test_shares_are_exact_at_block_boundaries(weights: list[float], blocks: int)
 
 
 @given(start=st.integers(0, 10**9))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_shares_are_close_in_any_5000_samples(start: int) -> None:
     order = build(
         {"web": 90_000, "code": 900, "math": 10}, [StageConfig(weights={"web": 0.85, "code": 0.12, "math": 0.03})]
@@ -78,7 +82,7 @@ def test_sources_are_shuffled_not_cycled() -> None:
 
 
 @given(step=st.integers(0, 3000), per_step=st.sampled_from([1, 2, 8]))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_any_slice_equals_the_whole(step: int, per_step: int) -> None:
     """Seeking to a step gives what reading from the start would have given there."""
     stages = [StageConfig("a", 700, {"web": 0.9, "code": 0.1}), StageConfig("b", None, {"web": 0.2, "code": 0.8})]
@@ -95,7 +99,7 @@ def test_any_slice_equals_the_whole(step: int, per_step: int) -> None:
     ends=st.lists(st.integers(1, 3000), min_size=1, max_size=4, unique=True).map(sorted),
     shares=st.lists(st.floats(0.01, 0.99), min_size=5, max_size=5),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_source_goes_on_across_stages(ends: list[int], shares: list[float]) -> None:
     """No window is skipped or read twice within an epoch, whatever the stages do: each count number appears once."""
     stages = [
@@ -249,3 +253,142 @@ def test_samples_count_from_zero() -> None:
     order = build({"web": 10}, [StageConfig(weights={"web": 1})])
     with pytest.raises(IndexError, match="sample -1"):
         order.samples(np.array([3, -1]))
+
+
+def smol3b() -> SampleOrder:
+    """The order of the published run, with its real stages and steps, and files that exist on paper only."""
+    data = config("smol3b").data
+    windows = {"web": 2 * 10**9, "code": 3 * 10**8, "math": 10**8}
+    return build(windows, data.stages, seed=data.seed, global_batch_size=576)
+
+
+def test_memory_is_the_same_at_any_step_of_the_real_definition() -> None:
+    order = smol3b()
+    peaks = {}
+    for step in (1, 2_000_000, 4_720_000, 4_720_000_000):
+        order.samples(np.arange(576))  # imports and caches that any call fills
+        tracemalloc.start()
+        order.samples(np.arange((step - 1) * 576, step * 576))
+        peaks[step] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert max(peaks.values()) < 500_000, peaks  # 576 samples with eight 64-bit keys each are 37 kB
+    assert max(peaks.values()) < 1.2 * min(peaks.values()), peaks
+    tracemalloc.start()
+    smol3b()
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_neighbours_meet_in_a_batch_by_chance_only() -> None:
+    """How many windows of a batch follow each other in the source, and in how long runs, against draws without any order."""
+    size, batches, windows = 512, 400, 20_000
+    order = build({"web": windows}, [StageConfig(weights={"web": 1})], global_batch_size=size)
+    drawn = order.samples(np.arange(size * batches))[1].reshape(batches, size)
+    chance = np.random.default_rng(0)
+    random = np.array([chance.choice(windows, size, replace=False) for _ in range(batches)])
+    found, expected = (sum(map(run_lengths, rows), Counter()) for rows in (drawn, random))
+    pairs, by_chance = (sum((length - 1) * count for length, count in runs.items()) for runs in (found, expected))
+    mean = batches * size * (size - 1) / windows  # 5,233: two of `size` draws are next to each other
+    assert abs(pairs - mean) < 5 * mean**0.5 and abs(by_chance - mean) < 5 * mean**0.5
+    assert found[3] == pytest.approx(expected[3], abs=5 * expected[3] ** 0.5)
+    assert max(found) <= 5
+
+
+def run_lengths(windows: np.ndarray) -> Counter[int]:
+    """How many runs of windows that follow each other there are, by length."""
+    breaks = np.flatnonzero(np.diff(np.sort(windows)) != 1)
+    return Counter(np.diff(np.concatenate([[-1], breaks, [len(windows) - 1]])).tolist())
+
+
+def by_blocks(windows: int, block: int, group: int, per_step: int = 8, name: str = "web") -> SampleOrder:
+    stages = [StageConfig(weights={name: 1})]
+    return SampleOrder(
+        [source(name, windows)],
+        stages,
+        seed=3,
+        seq_len=SEQ_LEN,
+        global_batch_size=per_step,
+        blocks=Blocks(block, group),
+    )
+
+
+def test_neighbours_meet_in_a_batch_of_blocks_as_in_a_source_of_the_size_of_a_group() -> None:
+    size, block, group = 256, 64, 64
+    order = by_blocks(50 * block * group, block, group, per_step=size)
+    batches = 40 * block * group // size
+    drawn = order.samples(np.arange(size * batches))[1].reshape(batches, size)
+    pairs = sum((length - 1) * count for rows in drawn for length, count in run_lengths(rows).items())
+    bound = batches * size * (size - 1) / (block * group)  # the data.shuffle_group of the schema says so
+    assert 0.9 * bound < pairs < bound + 5 * bound**0.5
+
+
+def test_blocks_are_part_of_the_definition() -> None:
+    plain = build({"web": 100}, [StageConfig(weights={"web": 1})], seed=3).definition()
+    one, two = by_blocks(100, 4, 8).definition(), by_blocks(100, 4, 9).definition()
+    assert "shuffle" not in plain and one["shuffle"] == {"block": 4, "group": 8} != two["shuffle"]
+    assert {**one, "shuffle": None} == {**plain, "shuffle": None}
+    with pytest.raises(DataError, match=r"data\.shuffle_group=0: must be at least 1"):
+        by_blocks(100, 4, 0)
+
+
+WINDOWS = {"web": 5000, "code": 700, "math": 30}
+CHANGES = [
+    MixtureChange(333, [StageConfig("x", 500, {"code": 1, "math": 0.1}), StageConfig("y", None, {"web": 0.2, "math": 1})]),
+    MixtureChange(800, [StageConfig("z", None, {"web": 1, "code": 1, "math": 0.02})]),
+]  # fmt: skip
+BEFORE = [StageConfig("a", 250, {"web": 0.9, "code": 0.1}), StageConfig("b", 600, {"web": 1}), StageConfig("c", None, {"code": 1})]  # fmt: skip
+
+
+def changed(changes: list[MixtureChange], seed: int = 1) -> SampleOrder:
+    sources = [source(name, count) for name, count in WINDOWS.items()]
+    return SampleOrder(sources, BEFORE, seed=seed, seq_len=SEQ_LEN, global_batch_size=8, changes=changes)
+
+
+@pytest.mark.filterwarnings("ignore:data.")
+def test_a_change_leaves_the_past_as_it_was_and_begins_at_its_step() -> None:
+    orders = [changed(CHANGES[:count]) for count in range(3)]
+    drawn = [np.stack(order.samples(np.arange(1200 * 8))) for order in orders]
+    assert (drawn[0][:, : 332 * 8] == drawn[1][:, : 332 * 8]).all()
+    assert (drawn[1][:, : 799 * 8] == drawn[2][:, : 799 * 8]).all()
+    of_second = drawn[2][0].reshape(1200, 8)
+    assert (of_second[250:332] == 0).all() and not (of_second[332:500] == 0).any() and (of_second[332:500] == 2).any()
+    assert not (of_second[500:799] == 1).any()
+    shares = np.bincount(of_second[799:].reshape(-1), minlength=3) / (401 * 8)
+    assert np.abs(shares - np.array([1, 1, 0.02]) / 2.02).max() < 0.05
+    assert orders[2].definition() == orders[0].definition()
+    assert [change["step"] for change in orders[2].changes()] == [333, 800]
+    assert orders[2].changes()[:1] == orders[1].changes()
+
+
+@pytest.mark.filterwarnings("ignore:data.")
+@given(steps=st.lists(st.integers(2, 1500), min_size=1, max_size=4, unique=True).map(sorted), seed=st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_change_anywhere_loses_and_repeats_no_window(steps: list[int], seed: int) -> None:
+    """Each source's epochs go on: after a change come the windows that the block it cut has left."""
+    mixtures = [{"web": 1, "code": 0.3}, {"web": 0.5, "code": 1}, {"code": 0.2, "web": 0.1}, {"web": 1, "code": 1}]
+    changes = [MixtureChange(step, [StageConfig("m", None, mixtures[n])]) for n, step in enumerate(steps)]
+    order = changed([*changes, MixtureChange(3000, [StageConfig("end", None, {"web": 1, "code": 1})])], seed)
+    # to the end of a block of the last stage, where nothing is left over
+    sources, drawn = order.samples(np.arange((2999 * 8) + 4 * MIN_BLOCK))
+    for number, windows in enumerate((5000, 700)):
+        taken = np.bincount(drawn[sources == number], minlength=windows)
+        epochs = len(drawn[sources == number]) // windows
+        assert taken.min() >= epochs and taken.max() <= epochs + 1
+    assert order.counts(len(drawn)).tolist() == np.bincount(sources, minlength=3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([MixtureChange(1, [StageConfig(weights={"web": 1})])], r"data\.change_at\[0\]\.step=1: must be a step after 1"),
+        ([*CHANGES, MixtureChange(800, CHANGES[1].stages)], r"data\.change_at\[2\]\.step=800: .* entry before it"),
+        ([MixtureChange(5, [])], r"data\.change_at\[0\]\.stages is empty"),
+        (
+            [MixtureChange(5, [StageConfig("q", None, {"nets": 1})])],
+            r"data\.change_at\[0\]\.stages\[0\] \(q\)\.weights names nets: no such source",
+        ),
+    ],
+)  # fmt: skip
+def test_impossible_changes(changes: list[MixtureChange], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        changed(changes)
