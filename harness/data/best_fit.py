@@ -55,8 +55,8 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     bins = np.empty(len(lengths), dtype=np.int64)
     rooms = _Rooms(capacity)
     descending = lengths[order]
-    starts = np.flatnonzero(np.diff(descending, prepend=-1))
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(descending)], strict=True):
+    bounds = np.append(np.flatnonzero(np.diff(descending, prepend=-1)), len(descending)).tolist()
+    for start, end in zip(bounds, bounds[1:], strict=False):
         length = int(descending[start])
         while start < end:
             taken = rooms.take(length, end - start)

@@ -2,7 +2,7 @@
 
 1,000 random runs: several sources, stages, epochs of a few steps, both shuffles and packings, batches left out and mixtures
 changed after the fact; killed at random moments and resumed from the newest checkpoint that agrees with the config, at
-other numbers of ranks and other micro batches. A quarter of them read real files with the real loader.
+other numbers of ranks and other micro batches. A fifth of them read real files with the real loader.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.data.skips import Skips
 from harness.data.windows import Windows, open_sources
 from tests.data.conftest import data_config, write_token_file
 
-ORDER_CASES, LOADER_CASES, EPOCH_CASES = 750, 250, 250
+ORDER_CASES, LOADER_CASES, EPOCH_CASES = 800, 200, 250
 SEQ_LEN = 8
 END = 0
 NAMES = ("web", "code", "math")
