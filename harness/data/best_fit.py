@@ -5,6 +5,7 @@ work is done by numpy and grows with the number of different lengths rather than
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     rooms = _Rooms(capacity)
     descending = lengths[order]
     bounds = np.append(np.flatnonzero(np.diff(descending, prepend=-1)), len(descending)).tolist()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         length = int(descending[start])
         while start < end:
             taken = rooms.take(length, end - start)

@@ -17,7 +17,7 @@ from harness.config.schema import ClusterKind, RootConfig
 from harness.data.check import check_sources
 from harness.data.errors import DataError
 from harness.data.lineage import how_to_change, lineage_of
-from harness.data.order import open_order, repeats
+from harness.data.order import SampleOrder, open_order, repeats
 from harness.data.packing import PackingMissing
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
@@ -77,9 +77,7 @@ def plan_for(config: RootConfig) -> Plan:
 def _seen_data(config: RootConfig) -> dict[str, Any]:
     """What the plan says of the data; nothing where it can't be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are shown in the plan
-            order = open_order(config.data, config.train.global_batch_size, build=not config.dry_run)
+        order = _open_quietly(config)
     except PackingMissing as error:
         return {"warnings": [f"data.packing={config.data.packing}: {error}, and repeats are known then"]}
     except DataError:
@@ -89,6 +87,13 @@ def _seen_data(config: RootConfig) -> dict[str, Any]:
         "wasted": {windows.source.name: windows.wasted for windows in order.windows},
         "warnings": order.warnings,
     }
+
+
+def _open_quietly(config: RootConfig) -> SampleOrder:
+    """The run's order, packed first where that is due and this is no dry run. Raises DataError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are shown in the plan
+        return open_order(config.data, config.train.global_batch_size, build=not config.dry_run)
 
 
 def _repeated(source: tuple[str, float]) -> str:
@@ -119,6 +124,7 @@ def readiness(config: RootConfig) -> list[str]:
     """Problems that only this machine shows: data or checkpoints that are not there, Slurm that is not installed."""
     train = config.train
     problems = check_sources(config.data, config.model.vocab_size, train.eval_sequences if train.eval_every else 0)
+    problems = problems or _order_problems(config)
     run = run_folder(config)
     choice = _checkpoints(config, run)
     if choice.disagreeing and not choice.usable:
@@ -133,6 +139,17 @@ def readiness(config: RootConfig) -> list[str]:
         except slurm.SlurmError as error:
             problems.append(f"cluster=slurm: {error}")
     return problems
+
+
+def _order_problems(config: RootConfig) -> list[str]:
+    """What of the mixture and the packing only shows once all files are opened."""
+    try:
+        _open_quietly(config)
+    except PackingMissing:
+        return []  # the plan says so
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 def launch(config: RootConfig, plan: Plan) -> Launched:

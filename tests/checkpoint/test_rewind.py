@@ -14,7 +14,7 @@ from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
 from harness.checkpoint.rewind import choose
 from harness.checkpoint.save import Saver
-from harness.data.lineage import Lineage
+from harness.data.lineage import Entry, Lineage
 from harness.data.skips import Skips
 from harness.observe.board import Board, board_path
 from harness.run.folder import RunFolder
@@ -91,12 +91,57 @@ def test_newest_with_the_same_past(before: Ranges, after: Ranges, expected: int,
     assert kept(alone) == [step for step in (40, 30, 20, 10) if step <= expected]
 
 
+def entry(step: int, share: float = 0.5) -> Entry:
+    return {
+        "step": step,
+        "stages": [{"until_step": None, "weights": {"web": share}}],
+        "sources": {"web": {"tokens": 9}},
+    }
+
+
+def test_a_changed_mixture_goes_back_as_skipped_batches_do(alone: Alone, capsys: pytest.CaptureFixture[str]) -> None:
+    def resume_with(*changes: Entry, identity: dict[str, object] = IDENTITY) -> int:
+        lineage = Lineage(changes=changes)
+        manifest = restore(
+            alone.run,
+            state_of(0.0),
+            lineage=lineage,
+            identity=identity,
+            verify=True,
+            group=alone.group,
+            reports=alone.reports,
+        )
+        assert manifest is not None
+        return manifest.step
+
+    saver = alone.saver(lineage=Lineage(changes=[entry(15), entry(100)]))
+    for step in (10, 20, 30):
+        saver.save(state_of(step), step, step * 100)
+    found = [Manifest.read(folders.complete_path(alone.run.checkpoints_dir, step)).changes for step in (10, 20)]
+    assert found == [(), (entry(15),)]
+    assert resume_with(entry(15), entry(31)) == 30
+    other_files = {**entry(15), "sources": {"web": {"tokens": 8}}}
+    with pytest.raises(CannotResume, match=r"data\.change_at\.15\.sources\.web\.tokens: 9 in the checkpoint, 8 now"):
+        resume_with(other_files)
+    with pytest.raises(CannotResume, match=r"'data\.change_at=\[\{step: 31, stages: \[\.\.\.\]\}\]'"):
+        resume_with(entry(15), identity={**IDENTITY, "data.stages.0.weights.web": 1.0})
+    assert resume_with(entry(15), entry(25)) == 20
+    (event,) = [event for event in alone.run.events() if event["event"] == "rewind"]
+    assert (event["to_step"], event["change_at"]) == (20, [15, 25])
+    assert "since data.change_at (steps 15, 25) changes what came after" in capsys.readouterr().out
+    assert resume_with(entry(15, 0.4)) == 10
+    with pytest.raises(
+        CannotResume, match=r"data.change_at \(steps 5\): from step 5 on .* a checkpoint of step 4 or before"
+    ):
+        resume_with(entry(5))
+
+
 def test_older_manifests_have_left_out_nothing(alone: Alone) -> None:
     save(alone, [10, 20], [])
     for step in (10, 20):
         path = folders.complete_path(alone.run.checkpoints_dir, step) / "manifest.json"
         content = json.loads(path.read_text())
-        del content["skips"]
+        del content["skips"], content["changes"]
         path.write_text(json.dumps(content))
     assert resume(alone, []) == 20
     assert resume(alone, [[12, 13]]) == 10

@@ -9,6 +9,9 @@ from tests.config.configs import config
 GROUPS = ("optim", "schedule", "parallel")
 
 
+CHANGE = "{step: 50, stages: [{weights: {demo: 1}}]}"
+
+
 def found(*overrides: str) -> list[str]:
     return check(config("tiny", *overrides))
 
@@ -45,6 +48,26 @@ def test_our_own_optimizers_schedules_and_layouts_pass(group: str, name: str) ->
         ("data.stages=[{name: a, weights: {demo: -1}}]", "must be finite and not negative"),
         ("data.stages=[{name: a, weights: {web: 1}}]", "names web: no such data.sources"),
         ("data.stages=[{name: a, until_step: 5, weights: {demo: 1}}]", "train.steps=120 goes on after it"),
+        ("data.change_at=[{step: 1, stages: [{weights: {demo: 1}}]}]", "change_at[0].step=1: must come after step 1"),
+        (f"data.change_at=[{CHANGE}, {CHANGE}]", "change_at[1].step=50: must come after step 50, that of the entry"),
+        ("data.change_at=[{step: 50, stages: []}]", "data.change_at[0].stages is empty: give at least one stage"),
+        (
+            "data.change_at=[{step: 50, stages: [{name: a, weights: {web: 1}}]}]",
+            "data.change_at[0].stages[0] (a).weights names web: no such data.sources",
+        ),
+        (
+            "data.change_at=[{step: 50, stages: [{name: a, until_step: 49, weights: {demo: 1}}, {weights: {demo: 1}}]}]",
+            "data.change_at[0].stages[0] (a).until_step=49: must come after step 49",
+        ),
+        (
+            "data.change_at=[{step: 50, stages: [{name: a, until_step: 90, weights: {demo: 1}}]}]",
+            "until_step=90: train.steps=120 goes on after it; set null",
+        ),
+        (
+            "data.change_at=[{step: 50, stages: [{name: a, until_step: 60, weights: {demo: 1}}]}, "
+            "{step: 70, stages: [{weights: {demo: 1}}]}]",
+            "until_step=60: the next change comes with step 70 only; set null",
+        ),
         ("+data.sources.more.path=x", "data.sources.more has no weight in any stage"),
         ("model.num_attention_heads=3", "must divide"),
         ("model.head_dim=0", "model.head_dim=0: must be at least 1"),
@@ -83,6 +106,18 @@ def test_each_problem_names_key_value_and_fix(override: str, says: str) -> None:
     assert any(says in problem for problem in problems), problems
 
 
+def test_blocks_of_no_size_are_named() -> None:
+    asked = ["data.shuffle=blocks", "data.shuffle_block=0", "data.shuffle_group=-1"]
+    assert found(*asked) == ["data.shuffle_block=0: must be at least 1", "data.shuffle_group=-1: must be at least 1"]
+
+
+def test_more_ranks_than_samples_are_named() -> None:
+    (problem,) = found("cluster.ranks_per_node=8", "train.global_batch_size=4", "train.micro_batch_size=1")
+    assert (
+        "train.global_batch_size=4: must be a multiple of train.micro_batch_size=1 x 8 data-parallel ranks" in problem
+    )
+
+
 def test_all_problems_come_at_once() -> None:
     assert len(found("cluster.spares=1", "data.stage_to=/x", "optim.name=sgd", "cluster.time=soon")) == 4
 
@@ -94,6 +129,9 @@ def test_all_problems_come_at_once() -> None:
         "train.spike_sigmas=0",
         "optim.ema_decay=0.999",
         "schedule.overrides=[{step: 9, lr: 1e-4}, {step: 60, lr: 0.0}]",
+        f"data.change_at=[{CHANGE}]",
+        "data.packing=best_fit",
+        "data.shuffle=blocks",
     ],
 )
 def test_what_a_run_may_ask_for(override: str) -> None:

@@ -53,7 +53,9 @@ def test_skips_and_changes_both_count() -> None:
 def test_of_a_config() -> None:
     config = RootConfig()
     config.train.skip = [[2, 3]]
-    config.data.change_at = [MixtureChange(7, [StageConfig("x", 9, {"web": 1, "code": 0}), StageConfig(weights={"web": 1})])]
+    config.data.change_at = [
+        MixtureChange(7, [StageConfig("x", 9, {"web": 1, "code": 0}), StageConfig(weights={"web": 1})])
+    ]
     lineage = lineage_of(config)
     stages = [{"until_step": 9, "weights": {"web": 1.0}}, {"until_step": None, "weights": {"web": 1.0}}]
     assert lineage.skips == Skips([[2, 3]]) and lineage.changes == ({"step": 7, "stages": stages},)
@@ -61,7 +63,11 @@ def test_of_a_config() -> None:
 
 
 def test_what_to_type_instead() -> None:
-    stages = [StageConfig("a", 50, {"web": 1}), StageConfig("b", 200, {"web": 0.5, "code": 0.5}), StageConfig("c", None, {"code": 1})]
+    stages = [
+        StageConfig("a", 50, {"web": 1}),
+        StageConfig("b", 200, {"web": 0.5, "code": 0.5}),
+        StageConfig("c", None, {"code": 1}),
+    ]
     assert (
         "'data.change_at=[{step: 101, stages: [{until_step: 200, weights: {web: 0.5, code: 0.5}}, "
         "{until_step: null, weights: {code: 1}}]}]'"

@@ -65,7 +65,9 @@ def test_every_document_that_fits_is_whole_and_once_in_a_window(
     short = [text for text in texts if 4 < len(text) <= SEQ_LEN + 1]  # shorter ones may equal what is left of long ones
     assert len(short) > 20 and all(pieces.count(text) == short.count(text) for text in short)
     predicted = sum(len(piece) - 1 for piece in pieces)
-    assert predicted == sum(len(text) - 1 for text in texts), "each token but a document's first, once, inside documents"
+    assert predicted == sum(len(text) - 1 for text in texts), (
+        "each token but a document's first, once, inside documents"
+    )
     for window in range(windows.count):
         assert sum(map(len, tokens_of(windows, window))) <= SEQ_LEN + 1
     used = sum(map(len, pieces))
@@ -98,7 +100,7 @@ def test_the_loader_fills_up_with_what_does_not_train(folder: Path) -> None:
         ]
         for window, (inputs, labels, places) in zip(batch.windows, rows, strict=True):
             texts = tokens_of(windows, int(window))  # type: ignore[arg-type]
-            tokens = sum(texts, [])
+            tokens = [token for text in texts for token in text]
             used = min(len(tokens), SEQ_LEN)
             assert inputs[:used].tolist() == tokens[:used] and labels[: len(tokens) - 1].tolist() == tokens[1:]
             assert (labels[len(tokens) - 1 :] == NO_TARGET).all()
@@ -156,7 +158,9 @@ def test_goes_into_the_cache_where_the_folder_can_not_be_written(folder: Path, m
     assert not list(folder.glob("*best_fit*")) and len(list((folder.parent / "cache").glob("best_fit-*"))) == 1
     shutil.rmtree(folder.parent / "cache")
     (folder.parent / "cache").touch()
-    with pytest.raises(DataError, match=r"no place for its table \(.*Read-only.*\)\. Set data\.packing_cache to a folder"):
+    with pytest.raises(
+        DataError, match=r"no place for its table \(.*Read-only.*\)\. Set data\.packing_cache to a folder"
+    ):
         packed(folder)
 
 

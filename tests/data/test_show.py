@@ -130,7 +130,9 @@ def test_padding_is_told(run: RunFolder) -> None:
     batch = show(str(run.path), Path("runs"), 4, most=-1)
     assert batch.targets == order.windows[0].targets(order.samples(np.arange(24, 32))[1])
     assert batch.padding == 1 - batch.targets / 512 > 0
-    assert f"{batch.targets} tokens are predicted in the whole batch; {batch.padding:.2%} of it is padding" in render(batch)
+    assert f"{batch.targets} tokens are predicted in the whole batch; {batch.padding:.2%} of it is padding" in render(
+        batch
+    )
     assert sum(sample.padding for sample in batch.samples) == 8 * 65 - batch.targets - 8
     assert batch.wasted == {"web": order.windows[0].wasted}
 

@@ -99,7 +99,9 @@ def draw_stages(draw: random.Random, begin: int) -> list[StageConfig]:
     """Up to three stages that begin with step `begin`."""
     ends = sorted(draw.sample(range(begin, begin + STEPS), draw.randint(0, 2)))
     return [
-        StageConfig(str(end), end, {name: draw.choice([0.1, 0.5, 1.0]) for name in draw.sample(NAMES, draw.randint(1, 3))})
+        StageConfig(
+            str(end), end, {name: draw.choice([0.1, 0.5, 1.0]) for name in draw.sample(NAMES, draw.randint(1, 3))}
+        )
         for end in [*ends, None]
     ]
 

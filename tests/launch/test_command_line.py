@@ -1,6 +1,7 @@
 """`python -m harness.launch` as it is typed: plans, scripts, refusals. Nothing is submitted here."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,8 +115,33 @@ def test_a_plan_warns_of_layout_and_mixture_alike(tmp_path: Path) -> None:
     mixture = [f"data.sources.demo.path={tokens}", "data.stages=[{name: all, weights: {demo: 2.0}}]"]
     result = launch("+exp=tiny", "dry_run=true", f"runs_dir={tmp_path}", *model, *mixture)
     assert result.returncode == 0, result.stderr
-    layout, weights = (line for line in result.stdout.splitlines() if line.startswith("  warning"))
+    layout, weights, repeats = (line for line in result.stdout.splitlines() if line.startswith("  warning"))
     assert "parallel.tp=2: olmo2 has no tensor-parallel plan" in layout and "weights sum to 2" in weights
+    assert "data.sources.demo is read through 36.2 times: beyond about 4 a repeat teaches much less" in repeats
+
+
+def test_a_plan_tells_what_packing_wastes_once_it_is_known(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens")
+    asked = ["+exp=tiny", f"runs_dir={tmp_path}", f"data.sources.demo.path={tokens}", "data.eos_token_id=0"]
+    packed = [*asked, "data.packing=best_fit", "train.steps=3", "schedule.warmup_steps=0", "schedule.decay_steps=0"]
+    chunks, first = (launch(*overrides, "dry_run=true").stdout for overrides in (asked, packed))
+    assert re.search(r"wasted +demo \d\.\d\d% is left over", chunks)
+    assert "not packed for data.seq_len=256 yet; launching the run does it, and repeats are known then" in first
+    assert not list(tokens.glob("best_fit-*")), "a dry run leaves nothing behind"
+    real = launch(*packed, "follow=true")
+    assert real.returncode == 0, real.stdout + real.stderr
+    assert "packing demo" in real.stderr and len(list(tokens.glob("best_fit-256-*"))) == 1
+    for printed in (real.stdout, launch(*packed, "run.name=again", "dry_run=true").stdout):
+        assert re.search(r"wasted +demo \d\.\d\d% is padding", printed)
+
+
+def test_a_mixture_that_can_not_be_followed_is_named(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens")
+    sources = [f"data.sources.demo.path={tokens}", f"+data.sources.more.path={tokens}", "data.eos_token_id=0"]
+    stages = "data.stages=[{weights: {demo: 1.0, more: 1e-9}}]"
+    result = launch("+exp=tiny", f"runs_dir={tmp_path}", *sources, stages)
+    assert result.returncode == 2
+    assert "data.stages[0] (stage).weights.more=1e-09: under a millionth of the samples; leave it out" in result.stderr
 
 
 @pytest.mark.slurm
@@ -151,6 +177,12 @@ class TestRelaunch:
         code = command_line.main([*self.overrides, *overrides])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
+
+    def pretend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There are data, and a scheduler."""
+        monkeypatch.setattr(launch_module, "check_sources", lambda data, vocabulary, held_out: [])
+        monkeypatch.setattr(launch_module, "_order_problems", lambda config: [])
+        monkeypatch.setattr(submit, "submit", lambda config, run: "78")
 
     def test_running_already(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(submit, "is_active", lambda config, job_id: "RUNNING")
@@ -199,13 +231,12 @@ class TestRelaunch:
     def test_skipping_what_was_trained_on_goes_back_and_is_recorded(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(launch_module, "check_sources", lambda data, vocabulary, held_out: [])
-        monkeypatch.setattr(submit, "submit", lambda config, run: "78")
+        self.pretend(monkeypatch)
         for step in (20, 40, 120):
             self.checkpoint(step)
         code, output = self.launch(capsys, "train.skip=[[25,30]]")
         assert code == 0
-        assert "train.skip=[[25, 30]]: the run goes back from step 120 to step 20, its newest checkpoint" in output
+        assert "train.skip=[[25,30]]: the run goes back from step 120 to step 20, its newest checkpoint" in output
         assert "resumes    from the checkpoint of step 20" in output
         change, submitted = self.run.events()
         assert (change["event"], change["changes"]["train.skip"]) == ("config_change", [[], [[25, 30]]])
@@ -218,3 +249,30 @@ class TestRelaunch:
         code, output = self.launch(capsys, "train.skip=[[25,30]]", "dry_run=true")
         assert code == 0 and "a checkpoint of step 24 or before is needed" in output
         assert self.run.load_config().train.skip == []
+
+    def test_another_mixture_is_refused_and_how_to_change_it_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.checkpoint(20)
+        mixture = ["+data.sources.more.path=/nowhere", "data.stages=[{name: all, weights: {demo: 0.75, more: 0.25}}]"]
+        code, output = self.launch(capsys, *mixture)
+        assert code == 2
+        assert "data.stages[0].weights.more=0.25: the run was started with None" in output
+        assert "leave data.stages as it was and say from which step on it differs" in output
+        assert (
+            "'data.change_at=[{step: 21, stages: [{until_step: null, weights: {demo: 0.75, more: 0.25}}]}]'" in output
+        )
+
+    def test_what_is_said_there_can_be_typed_and_is_recorded(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.pretend(monkeypatch)
+        for step in (20, 40):
+            self.checkpoint(step)
+        typed = "data.change_at=[{step: 21, stages: [{until_step: null, weights: {demo: 0.75, more: 0.25}}]}]"
+        code, output = self.launch(capsys, "+data.sources.more.path=/data/more", typed)
+        assert code == 0, output
+        assert "data.change_at (steps 21): the run goes back from step 40 to step 20" in output
+        assert "changed    data.change_at[0].step: None -> 21" in output
+        (change, _) = self.run.events()
+        assert change["event"] == "config_change"
+        assert change["changes"]["data.change_at[0].stages[0].weights.more"] == [None, 0.25]
+        assert change["changes"]["data.sources.more.path"] == [None, "/data/more"]

@@ -99,5 +99,3 @@ def test_without_an_index_the_run_does_not_begin(
     (tmp_path / "tokens" / "000.ds.index").unlink()
     assert train(run) == codes.CONFIG
     assert "000.ds.index is missing, and data.packing=best_fit needs" in "".join(capsys.readouterr())
-
-
