@@ -38,14 +38,10 @@ def check_data(subject: Subject) -> Finding:
     if problems := _problems(config):
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} with what the run reads"
         return Finding(count, failures=tuple(problems))
-    try:
-        order = _open(config)
-    except DataError as error:
-        return Finding("the order of the samples can't be followed", failures=(str(error),))
-    sources = order.sources
-    seek = _Seek(config, order)
+    seek = _Seek(config)
     if failure := seek.run():
-        return Finding(f"{_volume(sources)}; the last step can't be reached", failures=(failure,))
+        return Finding("the last step can't be reached", failures=(failure,))
+    order, sources = seek.order, seek.order.sources
     often = repeats(order, config.train.steps)
     growth_problem = _growth_problem(seek)
     return Finding(
@@ -133,8 +129,10 @@ class _Reads(NullObserver):
 class _Seek:
     """The last batch of the run as its first data-parallel rank would read it."""
 
-    def __init__(self, config: RootConfig, order: SampleOrder) -> None:
-        self._config, self._order = config, order
+    order: SampleOrder
+
+    def __init__(self, config: RootConfig) -> None:
+        self._config = config
         self.reads = _Reads()
         self.seconds = 0.0
         self.growth = 0
@@ -145,6 +143,7 @@ class _Seek:
         """Go there. Returns what was wrong, or None."""
         before, started = _resident_bytes(), time.perf_counter()
         try:
+            self.order = _open(self._config)
             batch = self._batch()
         except DataError as error:
             return str(error)
@@ -158,8 +157,8 @@ class _Seek:
     def _batch(self) -> StepBatch:
         config, data, train = self._config, self._config.data, self._config.train
         loader = Loader(
-            self._order.sources,
-            self._order,
+            self.order.sources,
+            self.order,
             global_batch_size=train.global_batch_size,
             micro_batch_size=train.micro_batch_size,
             dp_rank=0,
@@ -167,7 +166,7 @@ class _Seek:
             start_step=train.steps - 1,
             stop_step=train.steps,
             seq_len=data.seq_len,
-            eos_token_id=resolve_eos(data, self._order.sources),
+            eos_token_id=resolve_eos(data, self.order.sources),
             document_mask=data.document_mask,
             read_ahead_batches=1,
             read_threads=data.read_threads,

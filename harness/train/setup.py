@@ -21,6 +21,7 @@ from harness.data.lineage import Lineage
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder, open_order
 from harness.data.skips import Skips
+from harness.data.token_files import TokenSource
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
 from harness.observe.board import Board, RankState, board_path
 from harness.observe.reads import BoardReads
@@ -44,6 +45,7 @@ from harness.train.validation import Validation
 class Data:
     """The run's data, opened."""
 
+    sources: tuple[TokenSource, ...]
     order: SampleOrder
     eos_token_id: int | None
 
@@ -147,7 +149,7 @@ def _stepper(
 def open_data(config: RootConfig) -> Data:
     """Raises DataError."""
     order = open_order(config.data, config.train.global_batch_size)
-    return Data(order, resolve_eos(config.data, order.sources))
+    return Data(order.sources, order, resolve_eos(config.data, order.sources))
 
 
 def _own_attempt(run: RunFolder, place: Place) -> int:
@@ -162,7 +164,7 @@ def _own_attempt(run: RunFolder, place: Place) -> int:
 def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
     """Begin to read what comes after `step` steps."""
     return Loader(
-        data.order.sources,
+        data.sources,
         data.order,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import harness.data.order as order_module
 from harness.config.schema import SourceConfig
 from harness.data.check import BLOCK_BYTES, SAMPLED_BLOCKS
 from harness.data.order import SampleOrder
@@ -85,7 +86,7 @@ def test_an_order_that_grows_with_the_steps_fails(tmp_path: Path, monkeypatch: p
             super().__init__(*arguments, **named)
             self.index = np.ones(100_000_000, dtype=np.uint8)
 
-    monkeypatch.setattr(module, "SampleOrder", Index)
+    monkeypatch.setattr(order_module, "SampleOrder", Index)
     monkeypatch.setattr(module, "MOST_GROWTH", 50_000_000)
     (failure,) = check_data(subject(tmp_path)).failures
     assert "every rank would pay it" in failure
