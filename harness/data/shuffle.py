@@ -40,44 +40,40 @@ def shuffled(
 
     `sizes`: windows of each source, int64 [sources]; `sources`, `counts`: int64 [n]. `counts` go on over the epochs.
     """
-    windows = np.empty_like(counts)
-    for source in np.unique(sources):
-        members = np.flatnonzero(sources == source)
-        windows[members] = _of_source(counts[members], int(sizes[source]), (seed, names[source]), blocks)
-    return windows
+    sizes = sizes[sources]
+    epochs = counts // sizes
+    counts = counts - epochs * sizes
+    pairs, which = np.unique(epochs * len(names) + sources, return_inverse=True)
+    places = [(names[pair % len(names)], pair // len(names)) for pair in pairs.tolist()]
 
-
-def _of_source(counts: np.ndarray, size: int, place: tuple[int, str], blocks: Blocks | None) -> np.ndarray:
-    seed, name = place
-    epochs, which = np.unique(counts // size, return_inverse=True)
-    counts = counts - epochs[which] * size
-
-    def keys(*kind: str) -> np.ndarray:
-        found = [key(seed, *(kind or ("windows",)), name, int(epoch)) for epoch in epochs]
-        return found[0] if len(found) == 1 else np.array(found)[which]
+    def keys(kind: str) -> np.ndarray:
+        """Of the shuffle that each element belongs to."""
+        found = np.array([key(seed, kind, *place) for place in places]).reshape(-1, ROUNDS)
+        return found[0] if len(found) == 1 else found[which]
 
     if blocks is None:
-        return permute(counts, size, keys())
-    # places first, by the group that each lies in; then the blocks that are laid out there
+        return permute(counts, sizes, keys("windows"))
+    # first the place in the layout of blocks, by the group that it belongs to; then the block that is laid out there
     length = blocks.block * blocks.group
-    groups = counts // length * length
-    pairs, of_pair = np.unique(np.stack([epochs[which], groups]), axis=1, return_inverse=True)
-    group_keys = np.array([key(seed, "group", name, int(epoch), int(group)) for epoch, group in pairs.T])
-    places = groups + permute(
-        counts - groups, np.minimum(length, size - groups), group_keys.reshape(-1, ROUNDS)[of_pair.reshape(-1)]
+    groups = counts // length
+    most = int(groups.max(initial=0)) + 1
+    of_groups, which_group = np.unique(which * most + groups, return_inverse=True)
+    group_keys = [key(seed, "group", *places[number // most], number % most) for number in of_groups.tolist()]
+    begins = groups * length
+    counts = begins + permute(
+        counts - begins, np.minimum(length, sizes - begins), np.array(group_keys).reshape(-1, ROUNDS)[which_group]
     )
-    return _laid_out(places, size, blocks.block, keys("blocks"), keys("short block")[..., 0])
+    return _laid_out(counts, sizes, blocks.block, keys("blocks"), keys("short block")[..., 0])
 
 
-def _laid_out(places: np.ndarray, size: int, block: int, keys: np.ndarray, gap_keys: np.ndarray) -> np.ndarray:
+def _laid_out(places: np.ndarray, sizes: np.ndarray, block: int, keys: np.ndarray, gap_keys: np.ndarray) -> np.ndarray:
     """The window that stands in each place once the blocks are shuffled. The short block stands anywhere between the others."""
-    whole, rest = divmod(size, block)
-    gaps = (gap_keys % np.uint64(whole + 1)).astype(np.int64) * block
+    whole, rest = np.divmod(sizes, block)
+    gaps = (gap_keys % (whole + 1).astype(np.uint64)).astype(np.int64) * block
     behind = places >= gaps + rest
     slots, offsets = np.divmod(np.where(behind, places - rest, places), block)
     windows = whole * block + places - gaps
     others = behind | (places < gaps)
-    if others.any():
-        keys = keys if keys.ndim == 1 else keys[others]
-        windows[others] = permute(slots[others], whole, keys) * block + offsets[others]
+    keys = keys if keys.ndim == 1 else keys[others]
+    windows[others] = permute(slots[others], whole[others], keys) * block + offsets[others]
     return windows

@@ -69,7 +69,8 @@ def _check(config: RootConfig) -> None:
 
     looked_at = copy.deepcopy(config)
     looked_at.data.sources, looked_at.data.validation = {"any": SourceConfig()}, {}
-    looked_at.data.stages, looked_at.train.eval_every = [StageConfig(weights={"any": 1.0})], 0
+    looked_at.data.stages, looked_at.data.change_at = [StageConfig(weights={"any": 1.0})], []
+    looked_at.train.eval_every = 0
     looked_at.train.early_stop_evals = 0
     if problems := check(looked_at):
         raise ConfigError(problems)
