@@ -15,6 +15,7 @@ import socket
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
-from harness.data.token_files import TokenSource, index_path
+from harness.data.token_files import HEADER_THREADS, TokenFile, TokenSource, index_path
 from harness.data.windows import Piece, Windows, window_problems
 from harness.run.files import read_json, write_json
 
@@ -97,8 +98,19 @@ def _find(places: list[Path]) -> Path | None:
 
 
 def _table_name(source: TokenSource, seq_len: int) -> str:
-    """A name that changes with the files' names and sizes, not with where they lie."""
-    listing = [[file.path.name, file.tokens, index_path(file.path).stat().st_size] for file in source.files]
+    """A name that changes with the files' names, sizes and documents, not with where they lie."""
+
+    def outline(file: TokenFile) -> list[Any]:
+        # the same documents shuffled anew have another one end in the middle
+        with index_path(file.path).open("rb") as index:
+            size = os.fstat(index.fileno()).st_size
+            return [file.path.name, file.tokens, size, os.pread(index.fileno(), 8, size // 16 * 8).hex()]
+
+    try:
+        with ThreadPoolExecutor(HEADER_THREADS) as pool:
+            listing = list(pool.map(outline, source.files))
+    except OSError as error:
+        raise DataError(f"{source.key}: {error.filename} cannot be read: {error.strerror}") from None
     digest = hashlib.blake2b(json.dumps([FORMAT, listing]).encode(), digest_size=6).hexdigest()
     return f"best_fit-{seq_len}-{digest}"
 

@@ -48,7 +48,7 @@ def shuffled(
 
     def keys(kind: str) -> np.ndarray:
         """Of the shuffle that each element belongs to."""
-        found = np.array([key(seed, kind, *place) for place in places]).reshape(-1, ROUNDS)
+        found = np.array([key(seed, kind, *place) for place in places], dtype=np.uint64).reshape(-1, ROUNDS)
         return found[0] if len(found) == 1 else found[which]
 
     if blocks is None:
@@ -58,10 +58,11 @@ def shuffled(
     groups = counts // length
     most = int(groups.max(initial=0)) + 1
     of_groups, which_group = np.unique(which * most + groups, return_inverse=True)
-    group_keys = [key(seed, "group", *places[number // most], number % most) for number in of_groups.tolist()]
+    numbers = of_groups.tolist()
+    group_keys = np.array([key(seed, "group", *places[n // most], n % most) for n in numbers], dtype=np.uint64)
     begins = groups * length
     counts = begins + permute(
-        counts - begins, np.minimum(length, sizes - begins), np.array(group_keys).reshape(-1, ROUNDS)[which_group]
+        counts - begins, np.minimum(length, sizes - begins), group_keys.reshape(-1, ROUNDS)[which_group]
     )
     return _laid_out(counts, sizes, blocks.block, keys("blocks"), keys("short block")[..., 0])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.schema import DataConfig, SourceConfig
+from harness.config.schema import DataConfig, Packing, SourceConfig
 from harness.data.check import check_sources, find_tokenizer, resolve_eos
 from harness.data.errors import DataError
 from harness.data.token_files import open_source
@@ -116,7 +116,7 @@ def test_held_out_files_that_are_trained_on(tmp_path: Path, prepared: Path) -> N
 def test_checks_need_no_heavy_library(prepared: Path) -> None:
     program = f"""
 import sys
-from harness.config.schema import DataConfig, SourceConfig, StageConfig
+from harness.config.schema import DataConfig, Packing, SourceConfig, StageConfig
 from harness.data.check import check_sources
 from harness.data.order import SampleOrder, repeats
 from harness.data.windows import open_sources
@@ -129,3 +129,14 @@ heavy = {{"torch", "datasets", "datatrove", "tokenizers", "transformers", "pyarr
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_packing_needs_the_index_of_what_is_trained_on(tmp_path: Path) -> None:
+    write_token_file(tmp_path / "web", [[5, 6, 7, 3]] * 4, index=False)
+    write_token_file(tmp_path / "held", [[8, 6, 7, 3]] * 40, index=False)
+    data = data_config({"web": tmp_path / "web"}, seq_len=32, eos_token_id=3, packing=Packing.best_fit)
+    data.validation = {"held": SourceConfig(path=str(tmp_path / "held"))}
+    (problem,) = check_sources(data, 100, 2)
+    assert problem.startswith(f"data.sources.web.path={tmp_path / 'web'}: 00000_00000_shuffled.ds.index is missing")
+    write_token_file(tmp_path / "web", [[5, 6, 7, 3]] * 4)
+    assert check_sources(data, 100, 2) == [], "16 tokens are too few for chunks, not for packing"

@@ -142,7 +142,9 @@ def test_other_lengths_and_files_have_tables_of_their_own(folder: Path) -> None:
     digests = {packed(folder).facts["digest"], packed(folder, seq_len=24).facts["digest"]}
     write_token_file(folder, documents(60, 5), "000.ds")
     digests.add(packed(folder).facts["digest"])
-    assert len(digests) == 3 == len(list(folder.glob("best_fit-*")))
+    write_token_file(folder, documents(60, 5)[::-1], "000.ds")  # as many tokens and documents, in another order
+    digests.add(packed(folder).facts["digest"])
+    assert len(digests) == 4 == len(list(folder.glob("best_fit-*")))
 
 
 def test_goes_into_the_cache_where_the_folder_can_not_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

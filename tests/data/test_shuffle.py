@@ -42,6 +42,7 @@ def test_any_subset_equals_the_whole() -> None:
         found = shuffled(1, names, sizes, sources, counts, blocks)
         one_by_one = [shuffled(1, names, sizes, sources[i : i + 1], counts[i : i + 1], blocks)[0] for i in range(500)]
         assert found.tolist() == one_by_one
+        assert shuffled(1, names, sizes, sources[:0], counts[:0], blocks).tolist() == []
 
 
 def test_sources_and_seeds_have_shuffles_of_their_own() -> None:

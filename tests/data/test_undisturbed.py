@@ -31,7 +31,7 @@ ORDER_CASES, LOADER_CASES, EPOCH_CASES = 800, 200, 250
 SEQ_LEN = 8
 END = 0
 NAMES = ("web", "code", "math")
-STEPS = 24
+STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def test_equals_the_undisturbed_run(cases: int, steps_of: object, folder: Path) 
         expected = pairs(order, ((batches[:, None] - 1) * config.batch + np.arange(config.batch)).reshape(-1))
         assert [pair for batch in trained.values() for pair in batch] == expected, f"case {case}"
         done += len(trained)
-    assert done > 8 * cases, "most runs must have got somewhere"
+    assert done > 6 * cases, "most runs must have got somewhere"
 
 
 @pytest.mark.filterwarnings("ignore:data.")
