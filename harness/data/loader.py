@@ -64,8 +64,6 @@ class StepBatch:
     """Number of its source: int64 [samples of this rank]."""
     windows: np.ndarray
     """Window of that source: int64 [samples of this rank]."""
-    targets: int
-    """Labels that count in the whole global batch, over all ranks: what the sum of their losses is divided by."""
 
 
 @dataclass
@@ -257,13 +255,7 @@ class Loader:
             places = position_ids(inputs, self._eos, None if begins is None else begins[rows])
             parts.append(MicroBatch(inputs, np.ascontiguousarray(labels[rows]), places))
         batch = StepBatch(
-            building.step + 1,
-            building.batch,
-            parts,
-            building.samples,
-            building.sources,
-            building.windows,
-            self._targets(building.batch),
+            building.step + 1, building.batch, parts, building.samples, building.sources, building.windows
         )
         with self._changed:
             self._ready[building.step] = batch
@@ -289,14 +281,6 @@ class Loader:
             labels[row, ends[-1] - 1 :] = NO_TARGET
             begins[row, ends[ends < self._order.seq_len]] = True
         return labels, begins
-
-    def _targets(self, batch: int) -> int:
-        """Labels that count in a batch of the order."""
-        size = self._order.global_batch_size
-        if not self._padded:
-            return size * self._order.seq_len
-        sources, windows = self._order.samples((batch - 1) * size + np.arange(size))
-        return sum(cut.targets(windows[sources == number]) for number, cut in enumerate(self._order.windows))
 
     def _report(self) -> None:
         self._observer.queue(len(self._ready), sum(self._cpu_seconds))

@@ -108,7 +108,8 @@ class Stepper:
         self._limit = clip_grad_norm
         self._tp = tp
         self._stage_size = stage_size
-        self._fsdp_size = fsdp_size
+        # FSDP averages gradients over its ranks; the loss is a mean over all their tokens, see `_per_target`
+        self._loss_scale = fsdp_size / tokens_per_step
         self._device = make_inputs.device
         self._timeline = Timeline(self._device)
         self._lr = torch.zeros((), dtype=torch.float32, device=self._device)
@@ -140,17 +141,17 @@ class Stepper:
         """Queue the training on one global batch. `stop` and `fenced` are this rank's view; the result has everybody's."""
         inputs = [self.make_inputs(micro) for micro in batch.micro_batches]
         begin = self._timeline.mark()
-        # FSDP averages gradients over its ranks; the loss is a mean over all their targets
-        self.model.forward_backward(inputs, self._fsdp_size / batch.targets)
+        self.model.forward_backward(inputs, self._loss_scale)
         sums = self._sums(stop, fenced)
         computed = self._timeline.mark()
         dist.all_reduce(sums)
-        loss, norm = sums[0] / batch.targets, sums[1].sqrt()
+        more = self._per_target(sums)
+        loss, norm = sums[0] / self.tokens_per_step * more, sums[1].sqrt() * more
         reduced = self._timeline.mark()
         skip = self._spikes.judge(loss, norm).double()
-        names, statistics = self._statistics(sums) if with_statistics else ((), sums[:0])
+        names, statistics = self._statistics(sums, more) if with_statistics else ((), sums[:0])
         self._lr.fill_(lr)
-        self.optimizer.step(self._lr, clip_scale(norm, self._limit).float(), skip.float(), self.model.copies)
+        self.optimizer.step(self._lr, (clip_scale(norm, self._limit) * more).float(), skip.float(), self.model.copies)
         self.model.after_update()
         if self._ema is not None:
             self._ema.update(skip.float())
@@ -158,6 +159,11 @@ class Stepper:
             parameter.grad = None
         values = torch.cat([torch.stack([loss, norm, skip]), sums[2:4], statistics]).to("cpu", non_blocking=True)
         return PendingStep(values, (begin, computed, reduced, self._timeline.mark()), names, self._timeline)
+
+    def _per_target(self, sums: torch.Tensor) -> torch.Tensor:
+        """What loss and gradients per token are to be multiplied by to be per token that has a target, over all ranks alike:
+        exactly 1 where all have one. Only the reduction tells how many have, so it comes after the backward pass."""
+        return self.tokens_per_step / sums[5].clamp(min=1)
 
     def _sums(self, stop: bool, fenced: bool) -> torch.Tensor:
         """This rank's shares of what `_SUMS` names: fp64 on the device, without a copy from the host."""
@@ -172,13 +178,15 @@ class Stepper:
         sums[3].fill_(float(fenced))
         return sums
 
-    def _statistics(self, sums: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
+    def _statistics(self, sums: torch.Tensor, more: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
         """Norms by module, and the logits' figures. Collective; costs another two small reductions."""
         groups, squares = module_statistics(self._counted, self._stage_size)
         everything = torch.zeros(len(self._groups), 2, dtype=torch.float64, device=self._device)
         for row, group in enumerate(groups):
             everything[self._groups.index(group)] += squares[row]
         dist.all_reduce(everything)
+        norms = everything.sqrt()
+        norms[:, 0] *= more  # the gradients'
         largest = torch.full((1,), -math.inf, dtype=torch.float64, device=self._device)
         if (logits := self.model.statistics) is not None:
             largest.copy_(logits[2:3])
@@ -187,5 +195,5 @@ class Stepper:
         mean_square = (sums[4] / sums[5].clamp(min=1)).view(1)
         return (
             ("logits/max", "logits/mean_square_lse", *names),
-            torch.cat([largest, mean_square, everything.sqrt().view(-1)]),
+            torch.cat([largest, mean_square, norms.view(-1)]),
         )

@@ -10,6 +10,7 @@ import torch
 from harness.config.schema import Packing
 from harness.data.loader import NO_TARGET, MicroBatch, StepBatch
 from harness.run import exit_codes as codes
+from harness.run.files import read_json_lines
 from harness.run.folder import RunFolder
 from harness.train.setup import Trainer
 from tests.ranks import exit_codes, start_trainers
@@ -22,7 +23,9 @@ STEPS = 4
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     write_tokens(tmp_path / "tokens")
-    return tiny_run(tmp_path, steps=STEPS, data__packing=Packing.best_fit, optim__clip_grad_norm=1.0)
+    return tiny_run(
+        tmp_path, steps=STEPS, data__packing=Packing.best_fit, train__stats_every=1, optim__clip_grad_norm=0.9
+    )
 
 
 def documents(batch: StepBatch) -> list[MicroBatch]:
@@ -49,16 +52,21 @@ def reference(trainer: Trainer, batch: StepBatch) -> tuple[float, float]:
         loss = stage(**trainer.stepper.make_inputs(micro)).sum() / targets
         loss.backward()
         total += loss.item()
-    parameters = trainer.stepper.model.parameters.values()
-    norm = torch.stack([p.grad.double().square().sum() for p in parameters if p.grad is not None]).sum().sqrt().item()
-    for parameter in parameters:
+    norm = gradient_norm(trainer)
+    for parameter in trainer.stepper.model.parameters.values():
         parameter.grad = None
-    trainer.stepper.model.reset_statistics()
     return total, norm
+
+
+def gradient_norm(trainer: Trainer) -> float:
+    parameters = trainer.stepper.model.parameters.values()
+    squares = [parameter.grad.double().square().sum() for parameter in parameters if parameter.grad is not None]
+    return torch.stack(squares).sum().sqrt().item()
 
 
 def test_equals_the_documents_alone(run: RunFolder, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected: list[tuple[float, float]] = []
+    used: list[float] = []
     padding = []
 
     def prepare(trainer: Trainer) -> None:
@@ -68,16 +76,29 @@ def test_equals_the_documents_alone(run: RunFolder, alone: Path, monkeypatch: py
             expected.append(reference(trainer, batch))
             labels = np.concatenate([micro.labels for micro in batch.micro_batches])
             padding.append(int((labels == NO_TARGET).sum()))
-            assert (labels != NO_TARGET).sum() == batch.targets
             return step(batch, *args, **settings)
 
+        update: Callable[..., None] = trainer.stepper.optimizer.step
+
+        def seen(lr: torch.Tensor, scale: torch.Tensor, *others: object) -> None:
+            used.append(scale.item() * gradient_norm(trainer))
+            update(lr, scale, *others)
+
         trainer.stepper.run = watched  # type: ignore[method-assign, assignment]
+        trainer.stepper.optimizer.step = seen  # type: ignore[method-assign, assignment]
 
     trainers_of(monkeypatch, prepare)
     assert train(run) == codes.OK
     assert min(padding) > 0 and sum(padding) > 40, padding
     found = [(line["loss"], line["grad_norm"]) for line in run.metrics()]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    stats = [
+        {name: value for name, value in line.items() if "grad_norm/" in name}
+        for line in read_json_lines(run.stats_path)
+    ]
+    np.testing.assert_allclose(used, [min(norm, 0.9) for _, norm in expected], rtol=1e-5)
+    squares = [sum(value**2 for value in line.values()) for line in stats]
+    np.testing.assert_allclose(np.sqrt(squares), [norm for _, norm in expected], rtol=1e-5)
 
 
 def test_the_same_on_more_ranks(run: RunFolder, tmp_path: Path) -> None:
