@@ -25,7 +25,7 @@ import numpy as np
 from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
 from harness.data.token_files import HEADER_THREADS, TokenFile, TokenSource, index_path
-from harness.data.windows import Piece, Windows, window_problems
+from harness.data.windows import Piece, Windows
 from harness.run.files import read_json, write_json
 
 FORMAT = 1
@@ -83,8 +83,6 @@ def cut(source: TokenSource, data: DataConfig, *, build: bool = True) -> Windows
     """A source of `data.sources` as `data.packing` cuts it. Raises DataError; see `harness.data.order.open_order`."""
     if data.packing is Packing.chunk:
         return Windows(source, data.seq_len)
-    if problems := window_problems(source, data.seq_len, data.packing):
-        raise DataError("\n".join(problems))
     name = _table_name(source, data.seq_len)
     places = [source.path / name, Path(data.packing_cache).expanduser() / name]
     table = _find(places)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
-from harness.data.token_files import TokenSource, index_path, inspect_source
+from harness.data.token_files import HEADER_THREADS, TokenSource, index_path, inspect_source
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,11 @@ def window_problems(source: TokenSource | None, seq_len: int, packing: Packing =
 
 
 def _index_problems(source: TokenSource) -> list[str]:
-    missing = [index_path(file.path).name for file in source.files if not index_path(file.path).is_file()]
+    indices = [index_path(file.path) for file in source.files]
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        missing = [
+            index.name for index, there in zip(indices, pool.map(Path.is_file, indices), strict=True) if not there
+        ]
     if not missing:
         return []
     more = f" and {len(missing) - 1:,} more like it are" if len(missing) > 1 else " is"
