@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from harness.config.check_parallel import check_parallel
 from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
-from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig
+from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig, StageWhen
+from harness.data.origins import is_url
 from harness.model.family import MODEL_TYPES, head_dim
 
 TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
@@ -54,6 +56,7 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "data.seq_len": config.data.seq_len,
         "data.read_ahead_batches": config.data.read_ahead_batches,
         "data.read_threads": config.data.read_threads,
+        "data.stage_threads": config.data.stage_threads,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": 1 if config.checkpoint.keep is None else config.checkpoint.keep,
         "model.hidden_size": config.model.hidden_size,
@@ -78,6 +81,7 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "train.eval_every": config.train.eval_every,
         "train.early_stop_evals": config.train.early_stop_evals,
         "schedule.warmup_steps": config.schedule.warmup_steps,
+        "data.stage_keep_free_bytes": config.data.stage_keep_free_bytes or 0,
         "monitor.port": config.monitor.port,
         "monitor.canary_seconds": config.monitor.canary_seconds,
     }
@@ -171,10 +175,39 @@ def _check_model(config: RootConfig) -> Iterator[str]:
         )
 
 
+def _check_staging(config: RootConfig) -> Iterator[str]:
+    data = config.data
+    if data.stage_bytes_per_second is not None and not 0 < data.stage_bytes_per_second < float("inf"):
+        yield f"data.stage_bytes_per_second={data.stage_bytes_per_second}: must be positive, or null for no limit"
+    copied_first = data.stage_to is not None and data.stage_when is StageWhen.before
+    for name, source in data.sources.items():
+        if is_url(source.path) and not copied_first:
+            yield (
+                f"data.sources.{name}.path={source.path}: training reads files, not objects; set data.stage_to to a folder on the "
+                "nodes' own disks, with data.stage_when=before"
+            )
+    for name, source in data.validation.items():
+        if is_url(source.path):
+            yield f"data.validation.{name}.path={source.path}: held-out files are not staged; give a folder that every node sees"
+    if data.stage_to is None:
+        return
+    if not data.stage_to:
+        yield "data.stage_to is empty: give a folder on the nodes' own disks, or null"
+        return
+    target = Path(data.stage_to).expanduser().absolute()
+    for name, source in data.sources.items():
+        place = Path(source.path).expanduser().absolute()
+        folder = place.parent if place.suffix == ".ds" else place
+        if source.path and not is_url(source.path) and target.is_relative_to(folder):
+            yield (
+                f"data.stage_to={data.stage_to}: lies in data.sources.{name}.path={source.path}, which is to be copied; give a "
+                "folder on another disk, or null"
+            )
+
+
 def _check_data(config: RootConfig) -> Iterator[str]:
     data = config.data
-    if data.stage_to is not None:
-        yield f"data.stage_to={data.stage_to}: staging is not supported yet; stage by hand and set null"
+    yield from _check_staging(config)
     if data.shuffle is Shuffle.blocks:
         for key, value in (("shuffle_block", data.shuffle_block), ("shuffle_group", data.shuffle_group)):
             if value < 1:

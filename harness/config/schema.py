@@ -80,6 +80,13 @@ class NonFinitePolicy(StrEnum):
     stop = "stop"
 
 
+class StageWhen(StrEnum):
+    """When a node copies its data to local disk."""
+
+    before = "before"
+    while_training = "while_training"
+
+
 class MonitorMode(StrEnum):
     """How metrics reach Prometheus."""
 
@@ -233,7 +240,21 @@ class DataConfig:
     slow_read_seconds: float = 0.25
     """Reads above this count as slow and are logged with file and offset."""
     stage_to: str | None = None
-    """Reserved for staging to local scratch; must be null in this version."""
+    """Folder on each node's own disk that the token files are copied to, and read from. Runs may share it: a copy serves
+    all of them. null: they are read where they are. Held-out files stay where they are."""
+    stage_when: StageWhen = StageWhen.before
+    """`before`: no node starts to train until every node has its copies. `while_training`: training begins at once, files
+    are copied in the order in which it will need them, and each is read from its copy as soon as that is complete."""
+    stage_keep_free_bytes: int | None = None
+    """Space that staging leaves free on that disk; files that do not fit are read where they are. null: 5% of the disk, at
+    most 100 GB."""
+    stage_threads: int = 8
+    """Files that a node copies at once."""
+    stage_bytes_per_second: float | None = None
+    """Most that one node reads for staging. null: as fast as it goes."""
+    stage_from_peers: bool = True
+    """Nodes fetch files from each other where another one has them already: each serves its copies, read-only, to whoever
+    has the run's token (RUN/peers/token)."""
 
 
 @dataclass

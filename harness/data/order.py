@@ -17,6 +17,7 @@ from harness.data.errors import DataError
 from harness.data.mixture import Mixture, Part
 from harness.data.packing import cut
 from harness.data.shuffle import Blocks, shuffle_of, shuffled
+from harness.data.stage_paths import read_path
 from harness.data.token_files import TokenSource
 from harness.data.windows import Windows, open_sources
 
@@ -83,6 +84,11 @@ class SampleOrder:
         """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
         return self._mixture.counts(samples)
 
+    def windows_of(self, source: int, counts: np.ndarray) -> np.ndarray:
+        """The windows that samples number `counts` (int64 [n]) of a source read, counted over the epochs: int64 [n]."""
+        counts = np.asarray(counts, dtype=np.int64)
+        return shuffled(self.seed, self._names, self._sizes, np.full(len(counts), source), counts, self._blocks)
+
     def definition(self) -> dict[str, Any]:
         """Everything that the order depends on but for later changes of the mixture, as JSON: two runs with one definition
         and the same `changes` see the same samples. What is as it always was before there was a choice is left out."""
@@ -123,7 +129,9 @@ def open_order(data: DataConfig, global_batch_size: int, *, build: bool = True) 
     raises `PackingMissing`.
     """
     sources = open_sources(
-        [(name, source.path) for name, source in data.sources.items()], data.seq_len, packing=data.packing
+        [(name, read_path(source.path, data.stage_to)) for name, source in data.sources.items()],
+        data.seq_len,
+        packing=data.packing,
     )
     return SampleOrder(
         sources,

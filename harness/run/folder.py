@@ -8,6 +8,7 @@ RUNS/NAME/
   attempts/000/                        one folder per start of the job: attempt.json, NODE.log, outcome.json
   checkpoints/step-00002000/           complete checkpoints; `latest` names the newest
   profiles/                            traces and memory snapshots, recorded on request: `touch RUN/profile`
+  staging/NODE.json                    how far each node's copies of the data are, spares included; peers/ is how nodes meet
   excluded_nodes.json                  nodes that the run will not use again, and why
 """
 
@@ -81,6 +82,10 @@ class RunFolder:
     @property
     def attempts_dir(self) -> Path:
         return self.path / "attempts"
+
+    @property
+    def staging_dir(self) -> Path:
+        return self.path / "staging"
 
     @property
     def excluded_path(self) -> Path:

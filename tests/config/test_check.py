@@ -42,7 +42,12 @@ def test_our_own_optimizers_schedules_and_layouts_pass(group: str, name: str) ->
         ("cluster.gpus_per_node=4", "one rank per GPU"),
         ("cluster.cpus_per_node=1", "fewer cores than the 2 ranks"),
         ("data.seq_len=4096", "longer than model.max_position_embeddings=1024"),
-        ("data.stage_to=/scratch", "data.stage_to=/scratch"),
+        ("data.stage_to=''", "data.stage_to is empty"),
+        ("data.stage_to=corpus/tokens/copies", "lies in data.sources.demo.path=corpus/tokens, which is to be copied"),
+        ("data.sources.demo.path=s3://b/x", "data.sources.demo.path=s3://b/x: training reads files, not objects"),
+        ("data.stage_threads=0", "data.stage_threads=0: must be at least 1"),
+        ("data.stage_keep_free_bytes=-1", "data.stage_keep_free_bytes=-1: must be finite and not negative"),
+        ("data.stage_bytes_per_second=0", "data.stage_bytes_per_second=0.0: must be positive"),
         ("data.stages=[]", "data.stages is empty"),
         ("data.stages=[{name: a, weights: {demo: 0}}]", "weights sum to 0"),
         ("data.stages=[{name: a, weights: {demo: -1}}]", "must be finite and not negative"),
@@ -119,7 +124,7 @@ def test_more_ranks_than_samples_are_named() -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    assert len(found("cluster.spares=1", "data.stage_to=/x", "optim.name=sgd", "cluster.time=soon")) == 4
+    assert len(found("cluster.spares=1", "data.stage_threads=0", "optim.name=sgd", "cluster.time=soon")) == 4
 
 
 @pytest.mark.parametrize(
