@@ -12,8 +12,9 @@ import numpy as np
 
 from harness.data.errors import DataError
 from harness.data.observer import NullObserver, ReadObserver
-from harness.data.reader import Closing, ReadPlan, WindowReader, observer_keys
+from harness.data.reader import Closing, ReadPlan, WindowReader, mount_point, observer_keys
 from harness.data.skips import NO_SKIPS, Skips
+from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
 from harness.data.windows import Windows
 
@@ -87,6 +88,8 @@ class Loader:
     `dp_size` and `micro_batch_size`: of batch b, micro batch m of rank r holds samples
     (b-1)*G + m*micro*dp + r*micro + [0, micro), and b is the batch that `skips` names for the step.
 
+    `staged` tells which files have a copy on the node's own disk: those are read there.
+
     Threads start at once and read at most `read_ahead_batches` steps ahead; use `close()` or a `with` block. Reads that keep
     failing, and token ids at or above `vocab_size`, raise DataError from `next()`.
     """
@@ -111,6 +114,7 @@ class Loader:
         read_threads: int = 4,
         slow_read_seconds: float = 0.25,
         observer: ReadObserver | None = None,
+        staged: StagedFiles | None = None,
     ) -> None:
         if (global_batch_size, seq_len) != (order.global_batch_size, order.seq_len) or tuple(sources) != order.sources:
             raise ValueError("sources, global_batch_size and seq_len must be those that the order was built with")
@@ -145,8 +149,14 @@ class Loader:
         ).reshape(-1)
         self._observer = observer or NullObserver()
         names, keys = observer_keys(order.windows)
+        staged_keys = {}
+        if staged is not None:
+            mount = mount_point(staged.stage_to)
+            pairs = [(mount, source.name) for source in sources]
+            names = list(dict.fromkeys([*names, *pairs]))  # the originals may lie on the same file system
+            staged_keys = {number: names.index(pair) for number, pair in enumerate(pairs)}
         self._observer.register(names)
-        self._plan = ReadPlan(order.windows, keys, self._observer, slow_read_seconds, vocab_size)
+        self._plan = ReadPlan(order.windows, keys, self._observer, slow_read_seconds, vocab_size, staged, staged_keys)
         self._changed = threading.Condition()
         self._tasks: deque[tuple[_Building, int]] = deque()
         self._ready: dict[int, StepBatch] = {}

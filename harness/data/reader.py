@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.data.errors import DataError
 from harness.data.observer import ReadObserver
+from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import DTYPES
 from harness.data.windows import Piece, Windows
 
@@ -41,6 +42,10 @@ class ReadPlan:
     observer: ReadObserver
     slow_seconds: float
     vocab_size: int | None
+    staged: StagedFiles | None = None
+    """Where copies on the node's own disk are found; None: nothing is staged."""
+    staged_keys: dict[int, int] = field(default_factory=dict)
+    """Number of the source -> the observer's number of (mount point of the copies, source)."""
     closing: threading.Event = field(default_factory=threading.Event)
     slow_lock: threading.Lock = field(default_factory=threading.Lock)
     slow_logged: float = float("-inf")
@@ -87,11 +92,15 @@ class WindowReader:
             )
 
     def _read_with_retries(self, path: str, offset: int, length: int, source: int, number: int) -> bytes:
-        plan, name = self._plan, self._plan.windows[source].source.name
+        plan, name, original = self._plan, self._plan.windows[source].source.name, path
         for delay in (*RETRY_DELAYS, None):
+            path = plan.staged.path(original) if plan.staged is not None else original
+            key = plan.keys[source, number] if path == original else plan.staged_keys[source]
             try:
-                return self._timed_read(path, offset, length, plan.keys[source, number], name)
+                return self._timed_read(path, offset, length, key, name)
             except OSError as error:
+                if plan.staged is not None and path != original:
+                    plan.staged.forget(original)
                 self._forget(path)  # a stale handle of a network file system never recovers
                 reason = f"{error.strerror or error}"
                 if delay is None:

@@ -21,6 +21,7 @@ from harness.data.lineage import Lineage
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder, open_order
 from harness.data.skips import Skips
+from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
 from harness.observe.board import Board, RankState, board_path
@@ -164,7 +165,7 @@ def _own_attempt(run: RunFolder, place: Place) -> int:
 def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
     """Begin to read what comes after `step` steps."""
     return Loader(
-        data.sources,
+        data.order.sources,
         data.order,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
@@ -181,7 +182,15 @@ def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: in
         observer=BoardReads(board),
         vocab_size=config.model.vocab_size,
         skips=Skips(config.train.skip),
+        staged=_staged_files(config, data),
     )
+
+
+def _staged_files(config: RootConfig, data: Data) -> StagedFiles | None:
+    """Where the loader finds copies on this node's own disk, if the run stages any."""
+    if config.data.stage_to is None:
+        return None
+    return StagedFiles(config.data.stage_to, [file.path for source in data.order.sources for file in source.files])
 
 
 def _restore_or_init(
