@@ -4,13 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.data import check_command, stage_command
 from harness.data.errors import DataError
 from harness.data.inputs import FORMATS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         if options.command == "corpus":
             from harness.data.corpus import make_corpus
@@ -21,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
 
             found = show(options.run, options.runs_dir, options.step, rank=options.rank, most=options.samples)
             print(as_json(found) if options.json else render(found))
+        elif options.command == "stage":
+            return stage_command.run(options)
+        elif options.command == "check":
+            return check_command.run(options)
         else:
             from harness.data.prepare import Request, prepare
 
@@ -30,9 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        made = options.command in ("prepare", "corpus")
+        print("stopped; nothing was written" if made else "stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Overrides may stand before, between and after the options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--json", action="store_true", help="for programs; text is never shortened")
     show.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    stage_command.add_parser(commands)
+    check_command.add_parser(commands)
     return parser
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from harness.config.schema import DataConfig
 from harness.data.errors import DataError
 from harness.data.held_out import in_both, too_few
-from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, inspect_source
+from harness.data.origins import is_url, list_folder, split
+from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, inspect_source, source_key
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
 from harness.data.windows import packing_of, window_problems
 
@@ -24,15 +25,19 @@ SAMPLED_DOCUMENTS = 16
 def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) -> list[str]:
     """Every problem with `data.sources` and `data.validation`, one sentence each; empty: the run can read them.
 
-    Reads headers and a few blocks of each source: token ids that do not fit `vocab_size`, an end-of-document token that
+    Sources in an object store are listed: their files are looked at where they are staged. Of the others,
+    reads headers and a few blocks of each source: token ids that do not fit `vocab_size`, an end-of-document token that
     never stands at the end of a document, a tokenizer larger than the model's vocabulary, sources tokenised differently,
     held-out files that are trained on or hold less than `eval_sequences`.
     """
     listing = [("sources", *item) for item in data.sources.items()]
     listing += [("validation", *item) for item in data.validation.items()]
+    stored = [item for item in listing if is_url(item[2].path)]
+    listing = [item for item in listing if not is_url(item[2].path)]
     with ThreadPoolExecutor(max(1, min(HEADER_THREADS, len(listing)))) as pool:
         inspected = list(pool.map(lambda item: inspect_source(item[1], item[2].path, item[0]), listing))
         problems = [problem for _, found in inspected for problem in found]
+        problems += filter(None, pool.map(lambda item: _object_store_problem(item[1], item[2].path, item[0]), stored))
         sound = [source for source, found in inspected if source and not found]
         problems += [
             problem for source in sound for problem in window_problems(source, data.seq_len, packing_of(data, source))
@@ -46,6 +51,18 @@ def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) ->
             problems += found
     problems += _held_out_problems(data, sound, eval_sequences)
     return list(dict.fromkeys(problems))
+
+
+def _object_store_problem(name: str, url: str, group: str) -> str | None:
+    key = source_key(name, url, group)
+    folder, only = split(url)
+    try:
+        there = list_folder(folder, key)
+    except DataError as error:
+        return str(error)
+    if any(file.endswith(".ds") and only in (None, file) for file in there):
+        return None
+    return f"{key} holds no .ds files. Give a folder that python -m harness.data prepare made."
 
 
 def find_tokenizer(data: DataConfig, source: TokenSource | None = None) -> Path | None:
