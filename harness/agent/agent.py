@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
+from harness.agent.data import NodeData
 from harness.agent.hang import HangWatch
 from harness.agent.join import Refused, join_attempt
 from harness.agent.metrics import NodeMetrics
@@ -76,12 +77,20 @@ class Agent:
         self._count_restarts()
         metrics = NodeMetrics(self._config, self._run, self._attempt, self._node, self._boards_dir, self._restarts)
         self._ledger.write("agent_start", pid=os.getpid(), metrics=metrics.url)
-        launcher = self._start_launcher()
+        data = NodeData(self._config, self._run, self._attempt, self._node)
+        launcher, outcome = None, None
         try:
-            code = self._watch(launcher)
+            outcome = self._prepare(data)
+            if outcome is None:
+                launcher = self._start_launcher()
+                code = self._watch(launcher, data)
+            else:
+                code = outcome.exit_code
         finally:
-            _end(launcher, 0.0 if self._terminated else TERMINATE_SECONDS)
-            outcome = self._outcome(launcher.returncode)
+            if launcher is not None:
+                _end(launcher, 0.0 if self._terminated else TERMINATE_SECONDS)
+            outcome = outcome or self._outcome(launcher.returncode if launcher else None)
+            data.close()
             write_end(self._run, self._attempt.number, self._node.name, outcome.state)
             if self._node.is_head:
                 write_outcome(self._run, self._attempt.number, outcome)
@@ -92,6 +101,17 @@ class Agent:
             metrics.close()
             shutil.rmtree(self._boards_dir, ignore_errors=True)
         return code
+
+    def _prepare(self, data: NodeData) -> Outcome | None:
+        """How the attempt ends where it does so before ranks are started; None: start them."""
+        unready = data.prepare(lambda: self._terminated or self._stop.is_set())
+        if self._terminated:
+            code = 128 + signal.SIGTERM
+            return Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False, exit_code=code)
+        if self._stop.is_set():
+            self._ledger.write("stop_requested", step=self._step(), why="the time limit is near")
+            return Outcome("stopped", "timeout", "the time limit came before the data was staged", final=False)
+        return Outcome("failed", "storage", unready.why, final=False, exit_code=1) if unready else None
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
@@ -122,7 +142,7 @@ class Agent:
         ignore = lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # noqa: E731
         return subprocess.Popen(command, env=environment, preexec_fn=ignore)
 
-    def _watch(self, launcher: "subprocess.Popen[bytes]") -> int:
+    def _watch(self, launcher: "subprocess.Popen[bytes]", data: NodeData) -> int:
         """Until the launcher ends or we are told to. Returns its exit code, or 143 for SIGTERM."""
         counted = time.monotonic()
         asked = False
@@ -133,6 +153,7 @@ class Agent:
                 pass
             if self._terminated:
                 return 128 + signal.SIGTERM
+            data.poll()
             boards = self._boards()
             if self._stop.is_set():
                 for board in boards:  # again each time: a rank that starts late must hear it too

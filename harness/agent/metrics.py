@@ -8,14 +8,18 @@ from pathlib import Path
 from harness.agent.node import Node
 from harness.config.layout import layout
 from harness.config.schema import MonitorMode, RootConfig
+from harness.data.origins import is_url
 from harness.data.reader import mount_point
+from harness.data.stage_status import status_path
 from harness.observe.boards import BoardsCollector
 from harness.observe.canary import CanaryCollector, CanaryMount
 from harness.observe.collector import Background, Collector
 from harness.observe.exporter import Exporter, ExporterError
 from harness.observe.node import AgentCostCollector, FilesystemCollector, PressureCollector
 from harness.observe.nvml import GpuCollector
+from harness.observe.residency import ResidencyCollector
 from harness.observe.run_info import RunInfo, RunInfoCollector
+from harness.observe.staging import SpareCollector, StagingCollector
 from harness.observe.targets import TargetRegistration
 from harness.observe.xid import XidCollector
 from harness.run.attempt import Attempt
@@ -23,6 +27,8 @@ from harness.run.folder import RunFolder
 
 GPU_SECONDS = 5.0
 NODE_SECONDS = 10.0
+RESIDENCY_SECONDS = 300.0
+"""Between two looks at every token file: eviction takes hours, and the metadata server serves all nodes."""
 ANY_ADDRESS = ("0.0.0.0", "::")
 FILES_PER_SOURCE = 256
 """Token files of one source that the cold probe chooses from."""
@@ -98,6 +104,15 @@ class NodeMetrics:
             *(Background(FilesystemCollector(mount), NODE_SECONDS) for mount in _mounts(config, self._run)),
             Background(PressureCollector(), NODE_SECONDS),
         ]
+        paths = {name: source.path for name, source in config.data.sources.items() if not is_url(source.path)}
+        if self._node.is_head:  # the file system tells every node the same
+            collectors.append(Background(ResidencyCollector(paths), RESIDENCY_SECONDS))
+        if config.data.stage_to is not None:
+            status = status_path(config.data.stage_to, config.run.name)
+            collectors.append(Background(StagingCollector(status), NODE_SECONDS))
+            if self._node.is_head:
+                spares = SpareCollector(self._run.staging_dir, self._attempt.nodes)
+                collectors.append(Background(spares, NODE_SECONDS))
         if gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             collectors += [Background(GpuCollector(visible), GPU_SECONDS), XidCollector(visible)]
@@ -108,14 +123,14 @@ class NodeMetrics:
 
 
 def _mounts(config: RootConfig, run: RunFolder) -> list[str]:
-    """Mount points that the run depends on: its own folder's and those of its data."""
-    return list(
-        dict.fromkeys(mount_point(path) for path in (str(run.path), *(s.path for s in config.data.sources.values())))
-    )
+    """Mount points that the run depends on: its own folder's, those of its data and that of its copies."""
+    data = [source.path for source in config.data.sources.values() if not is_url(source.path)]
+    copies = [config.data.stage_to] if config.data.stage_to is not None else []
+    return list(dict.fromkeys(mount_point(path) for path in (str(run.path), *data, *copies)))
 
 
 def _canary_mounts(config: RootConfig, run: RunFolder) -> list[CanaryMount]:
-    """The run folder's mount and those of the data, each with its token files for the cold probe.
+    """The run folder's mount, that of staged copies and those of the data, each with its token files for the cold probe.
 
     The hot probe needs a small file of ours on the same mount: in the run folder where that is there, else beside the
     data set; a read-only mount goes without.
@@ -123,7 +138,11 @@ def _canary_mounts(config: RootConfig, run: RunFolder) -> list[CanaryMount]:
     run_mount = mount_point(run.path)
     hot: dict[str, Path] = {run_mount: run.path}
     cold: dict[str, list[Path]] = {}
+    if config.data.stage_to is not None and Path(config.data.stage_to).is_dir():
+        hot.setdefault(mount_point(config.data.stage_to), Path(config.data.stage_to))
     for source in config.data.sources.values():
+        if is_url(source.path):
+            continue
         path = Path(source.path)
         folder = path if path.is_dir() else path.parent
         mount = mount_point(folder)

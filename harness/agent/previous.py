@@ -54,4 +54,6 @@ def _told_to_die(node: Node, outcome: Outcome | None) -> Ending:
         return Ending("preempt", "Slurm preempted the job")
     if outcome and outcome.state == "terminated":
         return Ending("user", "the job was requeued")
-    return Ending("unknown", outcome.why if outcome else "no record of how the attempt ended")
+    if outcome is None:
+        return Ending("unknown", "no record of how the attempt ended")
+    return Ending(outcome.reason or "unknown", outcome.why)

@@ -39,7 +39,7 @@ def decide(run: RunFolder, job_id: str, restart_count: int, srun_status: int) ->
     found = slurm.job(job_id)
     if found is None or found.state != "RUNNING":
         return srun_status  # cancelled, or requeued by Slurm itself
-    reason = outcome.reason if outcome and outcome.state == "stopped" else "unknown"
+    reason = (outcome.reason if outcome and outcome.state in ("stopped", "failed") else "") or "unknown"
     config = run.load_config()
     limit = config.cluster.max_restarts_without_progress
     useless = restarts_without_progress(run.events())

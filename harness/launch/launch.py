@@ -18,7 +18,9 @@ from harness.data.check import check_sources
 from harness.data.errors import DataError
 from harness.data.lineage import how_to_change, lineage_of
 from harness.data.order import SampleOrder, open_order, repeats
+from harness.data.origins import is_url
 from harness.data.packing import PackingMissing
+from harness.data.stage import make_stage_folder
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.run.files import read_json, write_json
@@ -138,6 +140,11 @@ def readiness(config: RootConfig) -> list[str]:
             slurm.check_controller()
         except slurm.SlurmError as error:
             problems.append(f"cluster=slurm: {error}")
+    elif config.data.stage_to is not None:  # the nodes' own disks are not ours to see
+        try:
+            make_stage_folder(Path(config.data.stage_to))
+        except DataError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -192,7 +199,9 @@ def make_paths_absolute(config: RootConfig) -> None:
     config.monitor.targets_dir = absolute(config.monitor.targets_dir)
     config.data.packing_cache = absolute(config.data.packing_cache)
     for source in [*config.data.sources.values(), *config.data.validation.values()]:
-        source.path = absolute(source.path) if source.path else source.path
+        source.path = absolute(source.path) if source.path and not is_url(source.path) else source.path
+    if config.data.stage_to:
+        config.data.stage_to = absolute(config.data.stage_to)
     if config.data.tokenizer:
         config.data.tokenizer = absolute(config.data.tokenizer)
     if config.model.init_from:

@@ -1,12 +1,13 @@
 """What an agent says at the end, from what its launcher and its ranks have left."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.agent.agent import Agent
+from harness.agent.data import NodeData, Unready
 from harness.agent.node import Node
 from harness.config.compose import compose
 from harness.observe.board import Board, RankState, board_path
@@ -48,3 +49,38 @@ def test_outcome(agent: Agent, code: int, state: RankState, step: int, outcome: 
     found = agent._outcome(code)
     assert (found.state, found.final) == (outcome, final)
     assert why in found.why
+
+
+class Prepares(NodeData):
+    """Data that is not ready, for a reason, while this happens to the agent."""
+
+    def __init__(self, agent: Agent, unready: Unready | None, signal: str = "") -> None:
+        self._agent, self._unready, self._signal = agent, unready, signal
+
+    def prepare(self, ended: Callable[[], bool]) -> Unready | None:
+        if self._signal:
+            assert not ended()
+            self._agent._on_stop(0, None) if self._signal == "stop" else self._agent._on_terminate(0, None)
+            assert ended()
+        return self._unready
+
+
+@pytest.mark.parametrize(
+    ("unready", "signal", "state", "reason", "code"),
+    [
+        (None, "stop", "stopped", "timeout", 0),
+        (None, "terminate", "terminated", "", 143),
+        (Unready("node n1: no such file"), "", "failed", "storage", 1),
+    ],
+)
+def test_an_attempt_that_ends_before_its_ranks_start(
+    agent: Agent, unready: Unready | None, signal: str, state: str, reason: str, code: int
+) -> None:
+    outcome = agent._prepare(Prepares(agent, unready, signal))
+    assert outcome is not None
+    assert (outcome.state, outcome.reason, outcome.exit_code, outcome.final) == (state, reason, code, False)
+    assert unready is None or outcome.why == unready.why
+
+
+def test_ranks_start_when_the_data_is_ready(agent: Agent) -> None:
+    assert agent._prepare(Prepares(agent, None)) is None

@@ -72,6 +72,13 @@ def test_requeued_by_hand(run: RunFolder) -> None:
     assert ending is not None and ending.reason == "user"
 
 
+def test_a_reason_that_the_outcome_names(run: RunFolder) -> None:
+    spoke(run, *NODES)
+    write_outcome(run, 0, Outcome("failed", "storage", "node n1 can't read", final=False, exit_code=1))
+    ending = previous_ending(run, node())
+    assert ending is not None and (ending.reason, ending.why) == ("storage", "node n1 can't read")
+
+
 def test_preempted(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "job", lambda job_id: slurm.Job(job_id, "RUNNING", True))
     spoke(run, *NODES)

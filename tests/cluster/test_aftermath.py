@@ -53,6 +53,7 @@ def test_hopeless_run_ends_badly(run: RunFolder, requeued: list[str]) -> None:
         (Outcome("stopped", "timeout", "saved", final=False), "timeout"),
         (Outcome("terminated", "", "SIGTERM", final=False), "unknown"),
         (Outcome("failed", "unknown", "launcher died", final=False, exit_code=1), "unknown"),
+        (Outcome("failed", "storage", "node n1 can't read", final=False, exit_code=1), "storage"),
     ],
 )
 def test_everything_else_goes_back_into_the_queue(

@@ -1,0 +1,221 @@
+"""What an agent does about its node's data before and while ranks train."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.agent import data as module
+from harness.agent.data import NodeData, Unready
+from harness.agent.node import Node
+from harness.config.schema import StageWhen
+from harness.data.stage_paths import StagedFiles
+from harness.data.stage_status import StageState
+from harness.run.attempt import Attempt, claim
+from harness.run.files import write_json
+from harness.run.folder import RunFolder
+from tests.tiny import tiny_run
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "OTHERS_SECONDS", 0.5)
+
+
+Make = Callable[..., NodeData]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """The data of node n1, in a run whose config has these changes."""
+    made: list[NodeData] = []
+
+    def start(nodes: tuple[str, ...] = ("n1",), **changes: Any) -> NodeData:
+        run = tiny_run(tmp_path, **changes)
+        attempt = claim(run, "7.0", "7", list(nodes), "127.0.0.1", 1)
+        made.append(NodeData(run.load_config(), run, attempt, node("n1", nodes)))
+        return made[-1]
+
+    yield start
+    for data in made:
+        data.close()
+
+
+def node(name: str, nodes: tuple[str, ...]) -> Node:
+    return Node(name, "127.0.0.1", nodes.index(name), list(nodes), "7", 0, on_slurm=False)
+
+
+def run_of(data: NodeData) -> RunFolder:
+    return data._run
+
+
+def events(data: NodeData, name: str) -> list[dict[str, Any]]:
+    return [event for event in run_of(data).events() if event["event"] == name]
+
+
+def written(data: NodeData, name: str) -> dict[str, Any]:
+    """The one event of this name, which the stager writes a moment after its last status."""
+    deadline = time.monotonic() + 10
+    while not (found := events(data, name)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (event,) = found
+    return event
+
+
+def prepare(data: NodeData) -> Unready | None:
+    return data.prepare(lambda: False)
+
+
+def poll_until_over(data: NodeData) -> StageState:
+    deadline = time.monotonic() + 20
+    while not (status := data.poll()).over:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return status.state
+
+
+def test_nothing_to_stage(make: Make) -> None:
+    data = make()
+    assert prepare(data) is None
+    assert run_of(data).events() == []
+
+
+def test_ranks_start_when_all_is_there(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"))
+    assert prepare(data) is None
+    original = tmp_path / "tokens" / "000.ds"
+    assert StagedFiles(tmp_path / "scratch", [original]).path(original) != str(original)
+    start, done = written(data, "stage_start"), written(data, "stage_done")
+    assert (start["stage_to"], start["when"], start["node"]) == (str(tmp_path / "scratch"), "before", "n1")
+    assert done["bytes"] == sum(path.stat().st_size for path in original.parent.iterdir()) and done["seconds"] >= 0
+    assert (start["attempt"], done["attempt"]) == (0, 0)
+
+
+def test_while_training_nobody_waits(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"), data__stage_when=StageWhen.while_training,
+                data__stage_bytes_per_second=1.0)  # fmt: skip
+    assert prepare(data) is None
+    assert not data.poll().over
+    data.close()
+
+
+def test_a_stager_that_is_killed_is_started_again(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"), data__stage_when=StageWhen.while_training)
+    prepare(data)
+    assert data._stager is not None
+    os.kill(data._stager.pid, signal.SIGKILL)
+    assert poll_until_over(data) is StageState.done
+    assert written(data, "stage_done")["state"] == "done"
+
+
+def test_a_stager_that_can_not_work_ends_the_attempt_and_says_why(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    data = make(data__stage_to=str(tmp_path / "file" / "scratch"))
+    unready = prepare(data)
+    assert unready is not None and "node n1: staging failed: the stager ended with status 2" in unready.why
+    failed = written(data, "stage_failed")
+    assert f"data.stage_to={tmp_path}/file/scratch: can't write there" in failed["why"]
+
+
+def test_a_damaged_file_is_named_with_its_node(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"))
+    (tmp_path / "tokens" / "manifest.json").write_text(json.dumps({"files": [{"name": "000.ds", "sha256": "0" * 64}]}))
+    unready = prepare(data)
+    assert unready is not None
+    assert unready.why.startswith(
+        f"node n1: staging failed: {tmp_path}/tokens/000.ds (read from the original) does not"
+    )
+    failed = written(data, "stage_failed")
+    assert "does not have the sha256" in failed["why"]
+
+
+def test_no_room_is_told_and_the_run_goes_on(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"), data__stage_keep_free_bytes=1 << 60)
+    assert prepare(data) is None
+    done = written(data, "stage_done")
+    assert done["files_left"] == 2 and done["bytes_missing"] > 0 and "data.stage_keep_free_bytes" in done["why"]
+
+
+def test_a_path_that_can_not_be_read_is_named_with_the_node(make: Make, tmp_path: Path) -> None:
+    data = make(("n1", "n2"))
+    os.rename(tmp_path / "tokens", tmp_path / "gone")
+    unready = prepare(data)
+    what = f"node n1: data.sources.web.path={tmp_path}/tokens cannot be read: No such file or directory"
+    assert unready == Unready(what)
+    assert [event["why"] for event in events(data, "data_unreadable")] == [what]
+    assert run_of(data).excluded_nodes() == {}  # nobody says that it is this node's fault
+
+
+def report(data: NodeData, name: str, problem: str | None) -> None:
+    """As the agent of another node would."""
+    attempt: Attempt = data._attempt
+    write_json(run_of(data).attempt_dir(attempt.number) / f"{name}.data.json", {"problem": problem})
+
+
+@pytest.mark.parametrize("word", ["", None])
+def test_a_node_that_alone_can_not_read_stays_out_of_the_run(make: Make, tmp_path: Path, word: str | None) -> None:
+    """Whether the other one has all its copies or only begins to make them."""
+    data = make(("n1", "n2"))
+    report(data, "n2", word)
+    os.rename(tmp_path / "tokens", tmp_path / "gone")
+    assert prepare(data) is not None
+    assert list(run_of(data).excluded_nodes()) == ["n1"]
+    assert [event["lost"] for event in events(data, "node_excluded")] == ["n1"]
+
+
+def test_all_nodes_start_together(make: Make, tmp_path: Path) -> None:
+    data = make(("n1", "n2"), data__stage_to=str(tmp_path / "scratch"), data__stage_from_peers=False)
+    found: list[Unready | None] = []
+    thread = threading.Thread(target=lambda: found.append(prepare(data)))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not events(data, "stage_done"):  # which its stager writes, and then waits for whoever wants its files
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    report(data, "n2", None)
+    thread.join(0.3)
+    assert thread.is_alive()
+    report(data, "n2", "")
+    thread.join(10)
+    assert found == [None]
+
+
+def test_a_node_whose_staging_has_failed_ends_all(make: Make, tmp_path: Path) -> None:
+    data = make(("n1", "n2"), data__stage_to=str(tmp_path / "scratch"), data__stage_from_peers=False)
+    report(data, "n2", "node n2: staging failed: planted")
+    assert prepare(data) == Unready("node n2: staging failed: planted")
+
+
+def test_being_told_to_end_ends_the_wait(make: Make, tmp_path: Path) -> None:
+    data = make(data__stage_to=str(tmp_path / "scratch"), data__stage_bytes_per_second=1.0)
+    until = time.monotonic() + 1.0
+    assert data.prepare(lambda: time.monotonic() > until) is None
+    assert not events(data, "stage_done")
+
+
+def test_nodes_exchange_files(make: Make, tmp_path: Path) -> None:
+    """A second node, with a disk of its own, gets all from the first one and nothing from shared storage."""
+    first = make(("n1", "n2"), data__stage_to=str(tmp_path / "scratch"))
+    config = first._config
+    report(first, "n2", "")
+    assert prepare(first) is None
+    config.data.stage_to = str(tmp_path / "scratch2")
+    run_of(first).save_config(config)
+    second = NodeData(config, run_of(first), first._attempt, node("n2", ("n1", "n2")))
+    try:
+        assert second.prepare(lambda: False) is None
+    finally:
+        second.close()
+    while len(events(first, "stage_done")) < 2:
+        time.sleep(0.02)
+    done = {event["node"]: event for event in events(first, "stage_done")}
+    assert done["n1"]["bytes_from_peers"] == 0
+    assert done["n2"]["bytes_from_peers"] == done["n2"]["bytes"] > 0
