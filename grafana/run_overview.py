@@ -301,6 +301,25 @@ def _data(board: dashboards.Dashboard) -> None:
             columns=8,
         )
     )
+    board.with_panel(
+        lines(
+            "Share of the data that is local",
+            [Query('min by (mount, source) (harness_data_resident_ratio{run="$run"})', "{{mount}} {{source}}")],
+            "100%: what the file system holds itself. Falling: it moves shards to a slower tier, and reads of them will be slow.",
+            unit="percentunit",
+            highest=1.0,
+        )
+    )
+    board.with_panel(
+        lines(
+            "Data staged on the nodes",
+            [Query('harness_stage_ready_ratio{run="$run"}', "{{node}}")],
+            "Rises to 100% on every node, where data.stage_to is set. One that stays below has no room or can't read a file: "
+            "the ledger says which.",
+            unit="percentunit",
+            highest=1.0,
+        )
+    )
 
 
 def _nodes(board: dashboards.Dashboard) -> None:

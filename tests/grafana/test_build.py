@@ -53,7 +53,7 @@ def test_metrics_exist_in_the_rules_or_the_catalogue() -> None:
         for name in (
             "train_step", "train_loss", "train_grad_norm", "train_learning_rate", "train_step_seconds_bucket",
             "train_model_flops_utilization_ratio", "train_rank_comm_wait_seconds_total", "data_read_bytes_total",
-            "data_queue_batches", "ckpt_last_success_timestamp_seconds", "ckpt_save_seconds_sum",
+            "data_queue_batches", "data_resident_ratio", "stage_ready_ratio", "ckpt_last_success_timestamp_seconds", "ckpt_save_seconds_sum",
             "ckpt_save_seconds_count", "agent_cpu_seconds_total", "agent_resident_bytes", "gpu_utilization_ratio",
             "gpu_temperature_celsius", "gpu_power_watts", "gpu_sm_clock_hertz", "gpu_sm_clock_max_hertz",
             "gpu_throttle_seconds_total", "gpu_memory_used_bytes",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+from harness.data.stage_status import StageStatus, write_status
 from harness.observe import exporter as exporter_module
 from harness.observe import xid as xid_module
 from harness.observe.board import Board, RankState
@@ -19,7 +20,9 @@ from harness.observe.exporter import Exporter
 from harness.observe.node import AgentCostCollector, FilesystemCollector, PressureCollector
 from harness.observe.nvml import GpuCollector
 from harness.observe.reads import BoardReads
+from harness.observe.residency import ResidencyCollector
 from harness.observe.run_info import RunInfo, RunInfoCollector
+from harness.observe.staging import SpareCollector, StagingCollector
 from harness.observe.xid import XidCollector
 from tests.conftest import require
 from tests.observe.conftest import NvmlState
@@ -50,6 +53,12 @@ harness_data_read_oldest_inflight_seconds        gauge      mount
 harness_data_read_errors_total                   counter    mount errno
 harness_data_queue_batches                       gauge
 harness_data_worker_cpu_seconds_total            counter
+harness_data_resident_ratio                      gauge      mount source
+harness_stage_ready                              gauge
+harness_stage_ready_ratio                        gauge
+harness_stage_bytes_total                        counter
+harness_stage_files                              gauge      state
+harness_stage_spare_ready                        gauge      spare
 harness_canary_read_seconds                      gauge      mount kind
 harness_canary_timeouts_total                    counter    mount kind
 harness_canary_last_run_timestamp_seconds        gauge      mount kind
@@ -115,6 +124,9 @@ def exporter(
     for rank in (0, 1):
         train_a_little(boards(rank))
     nvml("gpu 0 util=50", "gpu 1 util=50", nvml.event(1, 79))
+    write_status(tmp_path / "status.json", StageStatus())
+    (tmp_path / "staging").mkdir()
+    write_status(tmp_path / "staging" / "n9.json", StageStatus(updated=time.time()))
     (tmp_path / "proc/pressure").mkdir(parents=True)
     (tmp_path / "proc/pressure/io").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n")
     made = Exporter(
@@ -126,6 +138,9 @@ def exporter(
             Background(CanaryCollector([CanaryMount("/fsx", tmp_path, [shard])], "n1"), 10),
             Background(FilesystemCollector(str(tmp_path)), 30),
             Background(FilesystemCollector("/"), 30),
+            Background(ResidencyCollector({"web": str(tmp_path)}), 300),
+            Background(StagingCollector(tmp_path / "status.json"), 10),
+            Background(SpareCollector(tmp_path / "staging", ["n1"]), 10),
             Background(PressureCollector(tmp_path / "proc", []), 5),
             AgentCostCollector(),
         ],
