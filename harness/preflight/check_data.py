@@ -18,6 +18,7 @@ from harness.data.errors import DataError
 from harness.data.loader import Loader, StepBatch
 from harness.data.observer import NullObserver
 from harness.data.order import SampleOrder, open_order, repeats
+from harness.data.origins import is_url
 from harness.data.skips import Skips
 from harness.data.token_files import TokenSource
 from harness.launch.launch import readiness
@@ -38,6 +39,10 @@ def check_data(subject: Subject) -> Finding:
     if problems := _problems(config):
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} with what the run reads"
         return Finding(count, failures=tuple(problems))
+    if stored := [name for name, source in config.data.sources.items() if is_url(source.path)]:
+        return Finding(
+            f"{', '.join(stored)} in an object store can be listed; what is in the files is known once they are staged"
+        )
     seek = _Seek(config)
     if failure := seek.run():
         return Finding("the last step can't be reached", failures=(failure,))

@@ -19,7 +19,7 @@ SLOW_BYTES_PER_SECOND = 50e6
 
 
 @dataclass(frozen=True)
-class _Speeds:
+class Speeds:
     """Bytes per second of one writer and one reader."""
 
     write: float
@@ -31,7 +31,7 @@ def check_storage(subject: Subject) -> Finding:
     folder = existing_parent(Path(subject.config.runs_dir))
     try:
         stat = os.statvfs(folder)
-        speeds = _probe(folder)
+        speeds = probe(folder)
     except OSError as error:
         return Finding(
             f"can't write to {folder}",
@@ -106,7 +106,7 @@ def _space(plan: Plan, every: int, free: int, kept: int) -> tuple[tuple[str, ...
     return (), ()
 
 
-def _probe(folder: Path) -> _Speeds | None:
+def probe(folder: Path) -> Speeds | None:
     """Write `PROBE_BYTES` to disk and read them back; None where they are others. Raises OSError."""
     block = os.urandom(BLOCK_BYTES)  # nothing that a file system could compress
     blocks = PROBE_BYTES // BLOCK_BYTES
@@ -128,7 +128,7 @@ def _probe(folder: Path) -> _Speeds | None:
         written.update(number.to_bytes(8, "little") + block[8:])
     if read.digest() != written.digest():
         return None
-    return _Speeds(PROBE_BYTES / max(wrote, 1e-9), PROBE_BYTES / max(seconds, 1e-9))
+    return Speeds(PROBE_BYTES / max(wrote, 1e-9), PROBE_BYTES / max(seconds, 1e-9))
 
 
 def _write(file: int, data: bytes) -> None:

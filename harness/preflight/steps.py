@@ -32,6 +32,7 @@ STEPS = (
     CONFIG,
     Step("data", "every source opens and fits; the way to the last step, timed, with the memory that it takes"),
     Step("storage", "runs_dir can be written, has room for the checkpoints, and how fast it is"),
+    Step("staging", "data.stage_to can be written, what fits there, and how long copying takes"),
     Step("gpus", "as many as wanted, all alike, not throttled, no memory errors, free"),
     Step("slurm", "answers, has the partition and the nodes, accepts the batch script (sbatch --test-only)"),
     Step("layout", "the parallel layout, in small, computes what one process computes (harness.verify)"),
