@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
-from datatrove.utils.hashing import create_hash_func
+from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
@@ -20,6 +20,14 @@ from harness.data.preparation.inputs import find_inputs
 from harness.data.preparation.readers import make_reader
 from harness.data.preparation.recipe import DecontaminationRule
 from harness.run.files import write_json
+
+HASHES = HashConfig(hash_fc="sha1")
+"""For all that datatrove hashes here: its other choice, xxhash, takes text only in versions before 4."""
+
+
+def decontamination_config(rule: DecontaminationRule) -> NGramsDecontConfig:
+    """As datatrove's filter takes it."""
+    return NGramsDecontConfig(n_grams=rule.n_grams, hash_config=HASHES)
 
 
 class IndexEvals(PipelineStep):
@@ -36,7 +44,7 @@ class IndexEvals(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         """Index all of them. Raises DataError for one without text, or too short to be recognised at all."""
-        config = NGramsDecontConfig(n_grams=self.rule.n_grams)
+        config = decontamination_config(self.rule)
         hashed, words = create_hash_func(config.hash_config), load_word_tokenizer(self.word_language)
         self.folder.mkdir(parents=True, exist_ok=True)
         found = {}

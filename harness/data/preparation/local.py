@@ -71,7 +71,7 @@ def _run_stage(job: Job, stage: Stage, todo: list[int], workers: int | None) -> 
 
 def _start(job: Job, stage: Stage, rank: int, threads: int, log: Path) -> _Running:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.data.preparation.task"])
+    context.set_forkserver_preload(["harness.data.preparation.task", *(["spacy"] if job.recipe.needs_words else [])])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run_task, args=(job.folder, stage.name, rank, threads, log, sender), daemon=True)
     process.start()

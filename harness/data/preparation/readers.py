@@ -136,7 +136,7 @@ class JsonLinesReader(BaseDiskReader):
 
     def _let_pass(self, path: str, number: int, bad: int, error: str) -> None:
         if bad > self.max_bad_lines:
-            earlier = f", the {bad}th broken line of this file: more than --max-bad-lines {self.max_bad_lines}" if bad > 1 else ""
+            earlier = f", broken line number {bad} of this file: more than --max-bad-lines {self.max_bad_lines}" if bad > 1 else ""
             raise DataError(f"{path} line {number}: not JSON: {error}{earlier}. Mend it, or allow some with --max-bad-lines.")
         self.stat_update("bad_lines")
         self.bad_lines.mkdir(parents=True, exist_ok=True)

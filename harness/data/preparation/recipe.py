@@ -33,7 +33,7 @@ class LanguageRule:
     min_score: float = 0.65
     """The least probability that a kept document is in one of them."""
     model: str | None = None
-    """A fastText model file such as lid.176.bin or GlotLID's; null: py3langid with its own model of 97 languages."""
+    """A fastText model file such as lid.176.bin or GlotLID's; null: py3langid with its own model."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 from datatrove.data import Document
 from datatrove.pipeline import filters
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.decont import NGramsDecontConfig, NGramsDecontFilter
+from datatrove.pipeline.decont import NGramsDecontFilter
 from datatrove.pipeline.dedup import (
     ExactDedupConfig,
     ExactDedupFilter,
@@ -26,11 +26,11 @@ from datatrove.pipeline.dedup import (
 from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.pipeline.writers import JsonlWriter
 
-from harness.data.preparation.decontamination import IndexEvals
+from harness.data.preparation.decontamination import HASHES, IndexEvals, decontamination_config
 from harness.data.preparation.job import TOKENIZER_NAME, Job
 from harness.data.preparation.language import LanguageFilter
 from harness.data.preparation.readers import make_reader
-from harness.data.preparation.recipe import FILTERS
+from harness.data.preparation.recipe import FILTERS, MinhashRule
 from harness.data.preparation.steps import CountProgress, KeptDocuments, RemovedSample, Seal, Tally, TrainTokenizer
 from harness.data.tokenizer_files import read_tokenizer
 
@@ -98,7 +98,7 @@ def _filter(job: Job) -> Pipeline:
         step = kind(**given, exclusion_writer=_removed(job, name), language=recipe.word_language)
         pipeline += [step, Tally(name)]
     if rule := recipe.decontaminate:
-        config, folder = NGramsDecontConfig(n_grams=rule.n_grams), str(job.work / "evals")
+        config, folder = decontamination_config(rule), str(job.work / "evals")
         step = NGramsDecontFilter(folder, config, _removed(job, "decontaminate"), recipe.word_language)
         pipeline += [step, Tally("decontaminate")]
     pipeline.append(JsonlWriter(str(job.work / "kept"), compression="gzip"))
@@ -183,10 +183,19 @@ def _text_of(document: Document) -> str:
 
 
 def _exact_config() -> ExactDedupConfig:
-    return ExactDedupConfig(content_getter=_text_of, only_dedup_in_index=False)
+    return ExactDedupConfig(content_getter=_text_of, hash_config=HASHES, only_dedup_in_index=False)
 
 
 def _minhash_config(job: Job) -> MinhashConfig:
-    rule = job.recipe.minhash_dedup
-    assert rule is not None
-    return MinhashConfig(n_grams=rule.n_grams, num_buckets=rule.num_buckets, hashes_per_bucket=rule.hashes_per_bucket)
+    assert job.recipe.minhash_dedup is not None
+    return minhash_config(job.recipe.minhash_dedup)
+
+
+def minhash_config(rule: MinhashRule) -> MinhashConfig:
+    """As datatrove's steps take it."""
+    return MinhashConfig(
+        n_grams=rule.n_grams,
+        num_buckets=rule.num_buckets,
+        hashes_per_bucket=rule.hashes_per_bucket,
+        hash_config=HASHES,
+    )
