@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.stats import PipelineStats
 
 from harness.data.errors import DataError
 from harness.data.preparation.finish import finish
@@ -91,7 +91,7 @@ def submit_stages(job: Job, options: SlurmOptions) -> bool:
     previous: str | None = None
     try:
         for stage in todo:
-            executor = _executor(job, stage, [], options)
+            executor = _executor(job, stage, options)
             executor.depends_job_id = previous
             executor.launch_job()
             previous = submitted[stage.name] = str(executor.job_id)
@@ -138,7 +138,9 @@ def run_array_job(folder: Path, name: str) -> int:
         for stage in stages(job):
             if stage.name == name:
                 options = SlurmOptions(**read_json(folder / OPTIONS))
-                _executor(job, stage, stage.pipeline(), options).run()
+                executor = _executor(job, stage, options)
+                executor.stage = stage
+                executor.run()
                 return 0
             if left := incomplete(job, stage):
                 raise DataError(f"{name} needs {stage.name}, of which {len(left)} of {stage.tasks} tasks are not complete")
@@ -160,9 +162,14 @@ def _errors(job: Job) -> str:
 
 
 class _Executor(SlurmPipelineExecutor):
-    """datatrove's, with a job script that starts our own command, and no job that adds up stats: the last job does that."""
+    """datatrove's, with a job script that starts our own command, and no job that adds up stats: the last job does that.
+
+    Every task has a pipeline of its own: datatrove gives all tasks of a job the same one, whose stats and shuffle go on
+    from task to task.
+    """
 
     command = ""
+    stage: Stage
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
         return super().get_launch_file_contents(sbatch_args, f"srun -l -n 1 {self.command}")
@@ -170,10 +177,14 @@ class _Executor(SlurmPipelineExecutor):
     def launch_merge_stats(self) -> None:
         """Nothing."""
 
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        self.pipeline = self.stage.pipeline()
+        return super()._run_for_rank(rank, local_rank, node_rank)
 
-def _executor(job: Job, stage: Stage, pipeline: list[PipelineStep], options: SlurmOptions) -> _Executor:
+
+def _executor(job: Job, stage: Stage, options: SlurmOptions) -> _Executor:
     executor = _Executor(
-        pipeline,
+        [],
         tasks=stage.tasks,
         time=options.time,
         partition=options.partition,
