@@ -7,6 +7,7 @@ from harness.data.errors import DataError
 from harness.data.preparation.checksum_command import add_checksum
 from harness.data.preparation.command import add_corpus, add_prepare
 from harness.data.preparation.tokenizer_command import add_tokenizer
+from harness.data.report.command import add_report
 from harness.data.show_command import add_show
 
 
@@ -29,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m harness.data", description="Prepare data for training, and look at it."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_prepare, add_tokenizer, add_checksum, add_corpus, add_show):
+    for add in (add_prepare, add_tokenizer, add_checksum, add_report, add_corpus, add_show):
         add(commands)
     return parser
 

@@ -14,7 +14,9 @@ def add_checksum(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "is known to be right. Goes on where an earlier call was stopped: files that have checksums are passed over."
     )
     parser = commands.add_parser("checksum", help="write checksums beside token files", description=about)
-    parser.add_argument("path", type=Path, metavar="PATH", help="a token file, or a folder with token files at any depth")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a token file, or a folder with token files at any depth"
+    )
     parser.set_defaults(run=lambda options: _run(options.path))
 
 
@@ -30,7 +32,7 @@ def add_checksums(path: Path) -> tuple[int, int]:
     from tqdm import tqdm
 
     files = [path] if path.is_file() else sorted(path.rglob("*.ds"))
-    if not files or path.is_file() and path.suffix != ".ds":
+    if not files or (path.is_file() and path.suffix != ".ds"):
         raise DataError(f"{path}: no token file there (their names end in .ds)")
     todo = [file for file in files if not _has_checksums(file)]
     try:

@@ -20,17 +20,35 @@ def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--vocab-size", type=int, metavar="N", help="size of the tokenizer to train (default: 4096)")
     add("--eos-token", metavar="TEXT", help="end-of-document token, where --tokenizer does not name it")
     add("--recipe", type=Path, metavar="YAML", help="what to drop: conf/recipes/web.yaml is an example")
-    add("--keep-removed", type=int, default=0, metavar="N", help="keep N dropped documents a reason and task in logs/removed")
-    add("--max-bad-lines", type=int, default=0, metavar="N", help="let so many broken lines of each JSONL file pass (default: 0)")
+    add(
+        "--keep-removed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep N dropped documents a reason and task in logs/removed",
+    )
+    add(
+        "--max-bad-lines",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let so many broken lines of each JSONL file pass (default: 0)",
+    )
     add("--workers", type=int, metavar="N", help="processes at once on this machine (default: one per core)")
-    add("--slurm", metavar="K=V,...", help="as array jobs: partition=cpu,time=4:00:00,tasks=50,cpus=1,mem_gb=4,account=...")
+    add(
+        "--slurm",
+        metavar="K=V,...",
+        help="as array jobs: partition=cpu,time=4:00:00,tasks=50,cpus=1,mem_gb=4,account=...",
+    )
     add("--restart", action="store_true", help="begin afresh where a call with other options left something unfinished")
     parser.set_defaults(run=_prepare)
 
 
 def add_corpus(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `corpus`."""
-    parser = commands.add_parser("corpus", help="get text for the demo", description="Get a few megabytes of real text.")
+    parser = commands.add_parser(
+        "corpus", help="get text for the demo", description="Get a few megabytes of real text."
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.set_defaults(run=_corpus)
 

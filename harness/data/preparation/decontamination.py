@@ -17,7 +17,7 @@ from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from harness.data.errors import DataError
 from harness.data.preparation.inputs import find_inputs
-from harness.data.preparation.readers import make_reader
+from harness.data.preparation.readers import read_documents
 from harness.data.preparation.recipe import DecontaminationRule
 from harness.run.files import write_json
 
@@ -42,7 +42,7 @@ class IndexEvals(PipelineStep):
         self.folder = folder
         self.word_language = word_language
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Index all of them. Raises DataError for one without text, or too short to be recognised at all."""
         config = decontamination_config(self.rule)
         hashed, words = create_hash_func(config.hash_config), load_word_tokenizer(self.word_language)
@@ -69,8 +69,7 @@ def eval_texts(name: str, place: str, keys: list[str], scratch: Path) -> Iterato
     """The text of each item of an eval set: its keys joined. Raises DataError that names the recipe's key."""
     try:
         inputs = find_inputs(place, None, keys[0])
-        for document in make_reader(inputs, scratch, keys).run(None, 0, 1):
-            yield document.text
+        yield from read_documents(inputs, scratch, keys)
     except DataError as error:
         message = str(error).replace("--input ", "").replace("Pass --text-key.", "Set decontaminate.keys.")
         raise DataError(f"decontaminate.evals.{name}: {message}") from None

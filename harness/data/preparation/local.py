@@ -16,8 +16,8 @@ from harness.data.errors import DataError
 from harness.data.preparation.job import Job
 from harness.data.preparation.stages import Stage, stages
 from harness.data.preparation.steps import progress_done
-from harness.data.preparation.task import FAILED, incomplete, run_task
 from harness.data.preparation.tallies import read_tallies, refuse_if_nothing_is_left
+from harness.data.preparation.task import FAILED, incomplete, run_task
 
 TITLES = {"tokenise": "tokenising", "tokenizer": "training tokenizer", "filter": "filtering", "evals": "indexing evals"}
 

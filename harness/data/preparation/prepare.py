@@ -76,6 +76,9 @@ def _go_on(
     from harness.data.preparation.slurm import jobs_in_progress, parse_slurm, submit_stages
 
     slurm = parse_slurm(request.slurm) if request.slurm else None
+    if (manifest := _existing(request.output.expanduser().absolute(), made_from)) is not None:
+        remove(partial, itself=True)  # a Slurm job finished it a moment ago
+        return manifest
     if progress := jobs_in_progress(partial):
         if request.restart:
             raise DataError(f"--restart: {progress}. Cancel them first (scancel).")
@@ -88,9 +91,7 @@ def _go_on(
     return finish(job)
 
 
-def _take_over(
-    request: Request, inputs: Inputs, recipe: Recipe, made_from: dict[str, Any], partial: Path
-) -> Job:
+def _take_over(request: Request, inputs: Inputs, recipe: Recipe, made_from: dict[str, Any], partial: Path) -> Job:
     """The job, in a folder that holds what was completed of the very same one, or nothing."""
     output = request.output.expanduser().absolute()
     if request.restart:
@@ -129,8 +130,11 @@ def _take_over(
 
 def _leave(partial: Path, error: BaseException) -> None:
     """Keep the folder where the next call can go on in it."""
+    from harness.data.preparation.slurm import JOBS
     from harness.data.preparation.tallies import NothingLeftError
 
+    if (partial / JOBS).exists():  # they may be at work in it
+        return
     if isinstance(error, NothingLeftError) or not has_completed_tasks(partial):
         remove(partial, itself=True)
 

@@ -18,6 +18,7 @@ import orjson
 from datatrove.data import Document
 from datatrove.pipeline.readers import HuggingFaceDatasetReader, ParquetReader
 from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
+from loguru import logger
 
 from harness.data.errors import DataError
 from harness.data.preparation.inputs import Inputs
@@ -28,9 +29,7 @@ MAX_CHARS = 1_000_000
 """Where no blank line comes, they are cut here."""
 
 
-def make_reader(
-    inputs: Inputs, scratch: Path, keys: Sequence[str] | None = None, max_bad_lines: int = 0
-) -> BaseReader:
+def make_reader(inputs: Inputs, scratch: Path, keys: Sequence[str] | None = None, max_bad_lines: int = 0) -> BaseReader:
     """The reader for `inputs`. `scratch` takes its list of files, and of the broken lines that it let pass: at most
     `max_bad_lines` in each file. `keys`: join the texts of several keys."""
     keys = keys or [inputs.text_key]
@@ -49,7 +48,19 @@ def make_reader(
     return TextReader(root, str(paths))
 
 
-def _row(keys: Sequence[str], reader: BaseReader, data: dict[str, Any], path: str, id_in_file: int | str) -> dict[str, Any]:
+def read_documents(inputs: Inputs, scratch: Path, keys: Sequence[str] | None = None) -> Iterator[str]:
+    """The texts of all documents, here and now, without datatrove's messages."""
+    logger.disable("datatrove")
+    try:
+        for document in make_reader(inputs, scratch, keys).run(None, 0, 1):
+            yield document.text
+    finally:
+        logger.enable("datatrove")
+
+
+def _row(
+    keys: Sequence[str], reader: BaseReader, data: dict[str, Any], path: str, id_in_file: int | str
+) -> dict[str, Any]:
     """Adapter for rows of Parquet and `datasets`."""
     text = _text_of(data, keys, f"{path} row {id_in_file}")
     return {"text": text, "id": f"{path}/{id_in_file}", "metadata": {"size": 1}}
@@ -136,8 +147,14 @@ class JsonLinesReader(BaseDiskReader):
 
     def _let_pass(self, path: str, number: int, bad: int, error: str) -> None:
         if bad > self.max_bad_lines:
-            earlier = f", broken line number {bad} of this file: more than --max-bad-lines {self.max_bad_lines}" if bad > 1 else ""
-            raise DataError(f"{path} line {number}: not JSON: {error}{earlier}. Mend it, or allow some with --max-bad-lines.")
+            earlier = (
+                f", broken line number {bad} of this file: more than --max-bad-lines {self.max_bad_lines}"
+                if bad > 1
+                else ""
+            )
+            raise DataError(
+                f"{path} line {number}: not JSON: {error}{earlier}. Mend it, or allow some with --max-bad-lines."
+            )
         self.stat_update("bad_lines")
         self.bad_lines.mkdir(parents=True, exist_ok=True)
         file = self.bad_lines / f"{hashlib.blake2b(path.encode(), digest_size=8).hexdigest()}.txt"

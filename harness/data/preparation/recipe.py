@@ -106,7 +106,8 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """The recipe that `asdict` made `content` of."""
-    recipe = _build(Recipe, content, "", problems := [])
+    problems: list[str] = []
+    recipe = _build(Recipe, content, "", problems)
     assert isinstance(recipe, Recipe) and not problems, problems
     return recipe
 
@@ -158,9 +159,12 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         int: (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
         float: (lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
         str: (lambda v: isinstance(v, str) and v != "", "text"),
-        list[str]: (lambda v: isinstance(v, list) and v and all(isinstance(x, str) for x in v), "a list of names"),
+        list[str]: (
+            lambda v: isinstance(v, list) and bool(v) and all(isinstance(x, str) for x in v),
+            "a list of names",
+        ),
         dict[str, str]: (
-            lambda v: isinstance(v, dict) and v and all(isinstance(x, str) for kv in v.items() for x in kv),
+            lambda v: isinstance(v, dict) and bool(v) and all(isinstance(x, str) for kv in v.items() for x in kv),
             "a mapping of names to paths",
         ),
     }
@@ -178,7 +182,9 @@ def _yaml_boolean(value: Any) -> str:
 
 def _filters(value: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(value, dict):
-        problems.append(f"{where}: must be a mapping of filters ({', '.join(FILTERS)}) to their parameters ({{}}: defaults)")
+        problems.append(
+            f"{where}: must be a mapping of filters ({', '.join(FILTERS)}) to their parameters ({{}}: defaults)"
+        )
         return None
     built = {}
     for name, given in value.items():
@@ -192,7 +198,9 @@ def _filters(value: Any, where: str, problems: list[str]) -> Any:
                 if key not in known:
                     problems.append(f"{_join(where, name)}.{key}: no such parameter{_hint(key, known)}")
                 elif not _like(parameter, known[key]):
-                    problems.append(f"{_join(where, name)}.{key}: {parameter!r} does not look like its default {known[key]!r}")
+                    problems.append(
+                        f"{_join(where, name)}.{key}: {parameter!r} does not look like its default {known[key]!r}"
+                    )
             built[name] = dict(given or {})
     return built
 
@@ -250,7 +258,9 @@ def _word_problems(language: str) -> list[str]:
     try:
         load_word_tokenizer(language).word_tokenize("one word")
     except ImportError as error:
-        return [f"cutting text of {language!r} into words needs a library: {error} All for English: pip install -e '.[data]'"]
+        return [
+            f"cutting text of {language!r} into words needs a library: {error} All for English: pip install -e '.[data]'"
+        ]
     except ValueError:
         return [f"word_language: datatrove knows no words of {language!r}. Give a code such as en, fr, zh."]
     return []

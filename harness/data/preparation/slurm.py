@@ -143,7 +143,9 @@ def run_array_job(folder: Path, name: str) -> int:
                 executor.run()
                 return 0
             if left := incomplete(job, stage):
-                raise DataError(f"{name} needs {stage.name}, of which {len(left)} of {stage.tasks} tasks are not complete")
+                raise DataError(
+                    f"{name} needs {stage.name}, of which {len(left)} of {stage.tasks} tasks are not complete"
+                )
         finish(job)
     except (DataError, OSError) as error:
         print(f"error: {describe(error, job)}", file=sys.stderr)

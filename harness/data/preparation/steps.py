@@ -136,7 +136,7 @@ class TrainTokenizer(PipelineStep):
         self.vocab_size = vocab_size
         self.progress = progress
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Train and save."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _counter(self.progress, rank) as count:
@@ -167,7 +167,7 @@ class Seal(PipelineStep):
         self.sums = sums
         self.tokenizer_name = tokenizer_name
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Write `sums`/RANK.json: the manifest's entries for this task's files."""
         from harness.data.checksums import write_checksums
 
@@ -176,7 +176,9 @@ class Seal(PipelineStep):
                 for leftover in self.folder.glob(f"{token_file.name}*"):
                     leftover.unlink()
                 continue
-            metadata = token_file.with_name(f"{token_file.name}.metadata")  # datatrove wrote where the tokenizer lay just now
+            metadata = token_file.with_name(
+                f"{token_file.name}.metadata"
+            )  # datatrove wrote where the tokenizer lay just now
             _, _, rest = metadata.read_text().rpartition("|")
             metadata.write_text(f"{self.tokenizer_name}|{rest}")
             write_checksums(token_file)

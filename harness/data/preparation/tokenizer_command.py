@@ -6,7 +6,6 @@ another and say nothing by themselves.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -63,15 +62,28 @@ class Measure:
 
 def add_tokenizer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `tokenizer`."""
-    about = "Train a byte-level BPE tokenizer, and compare it with others by fertility and continued words per language."
+    about = (
+        "Train a byte-level BPE tokenizer, and compare it with others by fertility and continued words per language."
+    )
     parser = commands.add_parser("tokenizer", help="train a tokenizer and compare it with others", description=about)
     add = parser.add_argument
-    add("--input", required=True, action="append", metavar="LANGUAGE=PATH", help="file or folder of a language; repeatable")
+    add(
+        "--input",
+        required=True,
+        action="append",
+        metavar="LANGUAGE=PATH",
+        help="file or folder of a language; repeatable",
+    )
     add("--format", choices=FORMATS, help="default: by file names")
     add("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
     add("--output", type=Path, help="folder to make; without it nothing is trained, and --against are compared")
     add("--vocab-size", type=int, default=32_768, metavar="N", help="default: 32768")
-    add("--pre-tokenizer", choices=sorted(PRE_TOKENIZERS), default="llama3", help="how numbers and words are cut (default: llama3)")
+    add(
+        "--pre-tokenizer",
+        choices=sorted(PRE_TOKENIZERS),
+        default="llama3",
+        help="how numbers and words are cut (default: llama3)",
+    )
     add("--against", action="append", default=[], metavar="PATH", help="tokenizer to compare with; repeatable")
     add("--json", type=Path, metavar="FILE", help="write the comparison there (default: OUTPUT/comparison.json)")
     parser.set_defaults(run=_run)
@@ -79,7 +91,13 @@ def add_tokenizer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _run(options: argparse.Namespace) -> int:
     measures = compare(
-        options.input, options.format, options.text_key, options.output, options.vocab_size, options.pre_tokenizer, options.against
+        options.input,
+        options.format,
+        options.text_key,
+        options.output,
+        options.vocab_size,
+        options.pre_tokenizer,
+        options.against,
     )
     print(table(measures))
     target = options.json or (options.output / "comparison.json" if options.output else None)
@@ -107,7 +125,9 @@ def compare(
     if output is None and not against:
         raise DataError("give --output to train a tokenizer, --against to compare others, or both")
     if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(f"--vocab-size {vocab_size}: must be at least {MIN_VOCAB_SIZE}: every byte and the end of documents")
+        raise DataError(
+            f"--vocab-size {vocab_size}: must be at least {MIN_VOCAB_SIZE}: every byte and the end of documents"
+        )
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"--output {output}: exists. Choose another folder.")
     languages = _languages(inputs, format, text_key)
@@ -127,7 +147,9 @@ def compare(
 def table(measures: list[Measure]) -> str:
     """For people: a line for each language and tokenizer."""
     width = max(len(measure.tokenizer) for measure in measures)
-    lines = [f"{'language':10} {'tokenizer':{width}} {'vocabulary':>10} {'tokens/word':>11} {'continued':>9} {'bytes/token':>11}"]
+    lines = [
+        f"{'language':10} {'tokenizer':{width}} {'vocabulary':>10} {'tokens/word':>11} {'continued':>9} {'bytes/token':>11}"
+    ]
     for m in measures:
         lines.append(
             f"{m.language:10} {m.tokenizer:{width}} {m.vocab_size:>10,} {m.fertility:>11.3f} {m.continued:>9.1%} "
@@ -157,15 +179,14 @@ def _languages(inputs: list[str], format: str | None, text_key: str) -> dict[str
 
 def _documents(inputs: Inputs, scratch: Path, held_out: bool) -> Iterator[str]:
     """The documents to measure on, or the others; all of them for both where there are too few to keep some back."""
-    from harness.data.preparation.readers import make_reader
+    from harness.data.preparation.readers import read_documents
 
-    reader = make_reader(inputs, scratch)
     number = 0
-    for number, document in enumerate(reader.run(None, 0, 1), start=1):
+    for number, text in enumerate(read_documents(inputs, scratch), start=1):
         if (number % HELD_OUT_EVERY == 0) == held_out:
-            yield document.text
+            yield text
     if held_out and 0 < number < HELD_OUT_EVERY:
-        yield from (document.text for document in reader.run(None, 0, 1))
+        yield from read_documents(inputs, scratch)
 
 
 def _train(languages: dict[str, Inputs], scratch: Path, output: Path, vocab_size: int, pre_tokenizer: str) -> Any:
@@ -193,7 +214,10 @@ def _train(languages: dict[str, Inputs], scratch: Path, output: Path, vocab_size
         raise DataError(f"--output {output}: cannot write it: {error.strerror}") from None
     made = read_tokenizer(output / "tokenizer.json")
     if made.size < vocab_size:
-        print(f"{output}: {made.size:,} tokens of {vocab_size:,} asked for: the text holds no more pairs to merge", file=sys.stderr)
+        print(
+            f"{output}: {made.size:,} tokens of {vocab_size:,} asked for: the text holds no more pairs to merge",
+            file=sys.stderr,
+        )
     return _load(str(output))
 
 

@@ -4,10 +4,34 @@ import json
 import random
 from pathlib import Path
 
-SUBJECTS = "the harbour,an old sailor,the cat of the house,my neighbour,the red lighthouse,a quiet town,the engineer".split(",")
-VERBS = "looked at,waited for,walked away from,wrote about,had to follow,was afraid of,painted".split(",")
-OBJECTS = "the sea,that machine,a long letter,the storm to come,those green hills,the last train,a broken clock".split(",")
-ENDS = "before the evening,with a smile,and said nothing,in the rain,to be sure,for the third time,without a reason".split(",")
+SUBJECTS = [
+    "the harbour",
+    "an old sailor",
+    "the cat of the house",
+    "my neighbour",
+    "the red lighthouse",
+    "a quiet town",
+    "the engineer",
+]
+VERBS = ["looked at", "waited for", "walked away from", "wrote about", "had to follow", "was afraid of", "painted"]
+OBJECTS = [
+    "the sea",
+    "that machine",
+    "a long letter",
+    "the storm to come",
+    "those green hills",
+    "the last train",
+    "a broken clock",
+]
+ENDS = [
+    "before the evening",
+    "with a smile",
+    "and said nothing",
+    "in the rain",
+    "to be sure",
+    "for the third time",
+    "without a reason",
+]
 FRENCH = "Le port était calme ce soir-là, et les navires restaient à l'ancre jusqu'au retour du vent du nord. Rien ne bougeait. "
 QUESTION = "Which of the seven captains of the northern fleet refused to sail on the ninth of March"
 ANSWER = "It was captain Miriam Oldenburg who stayed in the harbour with all of her crew"
@@ -36,7 +60,14 @@ def mixed_documents() -> list[str]:
     stories = [story(seed) for seed in range(40)]
     near = [f"Well.\n{text}" for text in stories[10:15]]
     bad = [f"{story(90 + n)}\n{QUESTION}? {ANSWER}." for n in range(2)]
-    texts = [*stories, *stories[:6], *near, *(FRENCH * 8 + str(n) for n in range(3)), *bad, *(f"This is far too short, said the teacher of class {n}." for n in range(4))]
+    texts = [
+        *stories,
+        *stories[:6],
+        *near,
+        *(FRENCH * 8 + str(n) for n in range(3)),
+        *bad,
+        *(f"This is far too short, said the teacher of class {n}." for n in range(4)),
+    ]
     random.Random(1).shuffle(texts)
     return texts
 

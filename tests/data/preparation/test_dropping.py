@@ -1,5 +1,6 @@
 """What a recipe drops, and how it is accounted for."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -44,13 +45,17 @@ def test_every_dropped_document_is_counted(dropped: Path) -> None:
     assert steps[1]["languages"] == {"en": 57}
     assert steps[0]["characters"] == sum(map(len, mixed_documents()))
     assert steps[-1]["characters"] == sum(map(len, documents(dropped)))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert after["characters_in"] == before["characters"]
 
 
 def test_the_manifest_says_what_was_searched_for(dropped: Path) -> None:
     manifest = json.loads((dropped / "manifest.json").read_text())
-    assert manifest["evals"]["captains"] == {"items": 1, "too_short": 0, "n_grams": manifest["evals"]["captains"]["n_grams"]}
+    assert manifest["evals"]["captains"] == {
+        "items": 1,
+        "too_short": 0,
+        "n_grams": manifest["evals"]["captains"]["n_grams"],
+    }
     assert manifest["made_from"]["recipe"]["filters"]["gopher_quality"]["min_doc_words"] == 40
     assert {entry["name"] for entry in manifest["files"] if entry["name"].endswith(".sums")} == {
         f"{file.name}.sums" for file in dropped.glob("*.ds")
@@ -105,7 +110,9 @@ def test_an_eval_set_that_cannot_be_found_again(tmp_path: Path, capfd: pytest.Ca
 def test_tasks_that_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs_module, "TASK_BYTES", 1000)
     stories = [story(n) for n in range(3)]
-    texts = write_documents(tmp_path / "in", ["short a", stories[0], "short b", stories[1], "short c", stories[1]], files=6)
+    texts = write_documents(
+        tmp_path / "in", ["short a", stories[0], "short b", stories[1], "short c", stories[1]], files=6
+    )
     manifest = prepare(Request(str(texts), tmp_path / "out", vocab_size=300, recipe=write_recipe(tmp_path)))
     assert manifest is not None and manifest["documents"] == 2
     assert sorted(stories[:2]) == documents(tmp_path / "out")
@@ -115,7 +122,9 @@ def test_tasks_that_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_broken_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     texts = write_documents(tmp_path / "in", [story(n) for n in range(4)])
     file = texts / "00.jsonl"
-    file.write_bytes(file.read_bytes() + b'{"text": "cut\n' + b'{"text": "\xff"}\n' + json.dumps({"text": story(5)}).encode())
+    file.write_bytes(
+        file.read_bytes() + b'{"text": "cut\n' + b'{"text": "\xff"}\n' + json.dumps({"text": story(5)}).encode()
+    )
     command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--vocab-size", "300"]
     assert main(command) == 2
     assert f"{file} line 5: not JSON" in (error := capfd.readouterr().err)

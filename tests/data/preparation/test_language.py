@@ -27,7 +27,11 @@ def kept(rule: LanguageRule) -> dict[str, tuple[bool, str]]:
 
 
 def test_keeps_the_languages_asked_for() -> None:
-    assert kept(LanguageRule(["en", "de"])) == {"en": (True, "unsure_en"), "fr": (False, "fr"), "de": (True, "unsure_de")}
+    assert kept(LanguageRule(["en", "de"])) == {
+        "en": (True, "unsure_en"),
+        "fr": (False, "fr"),
+        "de": (True, "unsure_de"),
+    }
 
 
 def test_with_a_fasttext_model(fasttext_model: str) -> None:

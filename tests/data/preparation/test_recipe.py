@@ -95,5 +95,5 @@ def test_one_problem(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.yaml: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.yaml: cannot be read: No such file"):
         read_recipe(tmp_path / "nowhere.yaml")

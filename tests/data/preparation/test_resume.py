@@ -58,7 +58,9 @@ def test_killed_again_and_again(root: Path) -> None:
         psutil.wait_procs(children, timeout=20)
         assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         if kept:
-            assert "going on with what an earlier call left unfinished" in output or process.returncode == -signal.SIGKILL
+            assert (
+                "going on with what an earlier call left unfinished" in output or process.returncode == -signal.SIGKILL
+            )
         if partial.exists():
             kills += 1
             now = completed(partial)
@@ -85,7 +87,9 @@ def test_other_options_are_refused_until_told_to_begin_afresh(root: Path) -> Non
     (root / "in" / "99.jsonl").write_text(json.dumps({"text": story(99)}))
     done = subprocess.run(command(root, "out"), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "holds an unfinished preparation from something else (identity, recipe differ; see its job.json)" in done.stderr
+    assert (
+        "holds an unfinished preparation from something else (identity, recipe differ; see its job.json)" in done.stderr
+    )
     assert "or begin afresh with --restart" in done.stderr
     assert completed(root / ".out.partial").items() >= before.items()
     done = subprocess.run(command(root, "out", "--restart"), capture_output=True, text=True)

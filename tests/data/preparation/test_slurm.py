@@ -86,7 +86,9 @@ def logs(root: Path) -> str:
 
 
 def test_options() -> None:
-    assert parse_slurm("partition=cpu,tasks=50,account=team") == SlurmOptions("cpu", tasks=50, flags={"account": "team"})
+    assert parse_slurm("partition=cpu,tasks=50,account=team") == SlurmOptions(
+        "cpu", tasks=50, flags={"account": "team"}
+    )
     with pytest.raises(DataError) as error:
         parse_slurm("tasks=many,cpus")
     for part in ("tasks=many: must be a whole number from 1", "'cpus' is no key=value", "partition is missing"):
