@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,7 @@ def find_inputs(path: str, format: str | None, text_key: str) -> Inputs:
         raise DataError(
             f"--input {path}: no data set saved with save_to_disk (no state.json or dataset_dict.json in it)"
         )
-    root, files = (
-        (place.parent, [place]) if place.is_file() else (place, sorted(p for p in place.rglob("*") if p.is_file()))
-    )
+    root, files = (place.parent, [place]) if place.is_file() else (place, _files_under(place))
     found = {kind: [file for file in files if file.name.lower().endswith(ends)] for kind, ends in SUFFIXES.items()}
     if format is None:
         kinds = [kind for kind, matching in found.items() if matching]
@@ -76,8 +75,20 @@ def find_inputs(path: str, format: str | None, text_key: str) -> Inputs:
     return _from_files(path, format, text_key, root, chosen)
 
 
+def _files_under(folder: Path) -> list[Path]:
+    """All files at any depth, sorted. Raises DataError for a folder that cannot be read: it must not be passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}")
+
+    return sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
+
+
 def _from_files(path: str, format: str, text_key: str, root: Path, files: list[Path]) -> Inputs:
-    stats = [file.stat() for file in files]
+    try:
+        stats = [file.stat() for file in files]
+    except OSError as error:  # a link to nothing, say
+        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}") from None
     names = tuple(str(file.relative_to(root)) for file in files)
     size = sum(stat.st_size for stat in stats)
     if size == 0:

@@ -48,7 +48,10 @@ def describe(error: DataError | OSError, job: Job) -> str:
     """An error in words for the user."""
     if isinstance(error, DataError):
         return str(error)
-    return f"--output {job.output}: cannot write or read {error.filename or 'a file'}: {error.strerror or error}"
+    reason = error.strerror or str(error)
+    if error.filename and not Path(error.filename).is_relative_to(job.folder):
+        return f"--input {job.input}: cannot read {error.filename}: {reason}"
+    return f"--output {job.output}: cannot write {error.filename or 'to it'}: {reason}"
 
 
 def _end_with_parent() -> None:

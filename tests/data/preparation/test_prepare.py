@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import gzip
 import json
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 import harness.data.preparation.inputs as inputs_module
 from harness.data.__main__ import main
+from harness.data.errors import DataError
 from harness.data.preparation.prepare import Request, prepare
 from harness.data.token_files import open_source
 from tests.data.conftest import write_texts
@@ -369,6 +371,39 @@ def test_bad_input(tmp_path: Path, make, message: str, capfd: pytest.CaptureFixt
     assert message.format(folder=folder) in error
     assert "Traceback" not in error
     assert not output.exists() and not (tmp_path / ".out.partial").exists()
+
+
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_texts(tmp_path / "in")
+    (tmp_path / "in" / "x.txt").symlink_to(tmp_path / "nowhere")
+    assert main(["prepare", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out", *VOCAB]) == 2
+    assert f"--input {tmp_path}/in/x.txt: cannot be read: No such file or directory" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_texts(tmp_path / "in" / "closed")
+    (tmp_path / "in" / "a.txt").write_text("text")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(DataError, match=r"in/closed: cannot be read: Permission denied"):
+        inputs_module.find_inputs(f"{tmp_path}/in", None, "text")
+
+
+def test_a_file_that_vanishes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_texts(tmp_path / "in")
+    found = inputs_module.find_inputs(str(texts), None, "text")
+    (texts / "003.txt").unlink()
+    monkeypatch.setattr("harness.data.preparation.prepare.find_inputs", lambda *_: found)
+    assert main(["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]) == 2
+    assert f"--input {texts}: cannot read {texts}/003.txt: No such file or directory" in capfd.readouterr().err
 
 
 def test_a_hub_name_without_a_network(tmp_path: Path) -> None:
