@@ -15,8 +15,11 @@ SUFFIXES = {
     "parquet": (".parquet",),
 }
 FORMATS = (*SUFFIXES, "dataset")
-TASK_BYTES = 1 << 28
+TASK_BYTES = 1 << 25
 """About so much input makes one task, and so one token file. Depends on the input alone: more workers, same files."""
+MAX_TASK_BYTES = 1 << 28
+MANY_TASKS = 10_000
+"""Of more input, tasks are larger, up to `MAX_TASK_BYTES`, rather than more."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,12 @@ def _from_files(path: str, format: str, text_key: str, root: Path, files: list[P
         total = None
     listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
     digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
-    tasks = max(1, min(len(files), size // TASK_BYTES))
+    tasks = min(len(files), _tasks(size))
     return Inputs(path, format, text_key, root, names, total, tasks, identity={"files": len(files), "digest": digest})
+
+
+def _tasks(size: int) -> int:
+    return max(1, size // min(max(TASK_BYTES, size // MANY_TASKS), MAX_TASK_BYTES))
 
 
 def _parquet_rows(file: Path, text_key: str) -> int:
@@ -170,5 +177,5 @@ def _from_dataset(path: str, dataset: Any, text_key: str, split: str | None) -> 
     if rows == 0:
         raise DataError(f"--input {path}: the data set is empty")
     identity = {"fingerprint": dataset._fingerprint, "rows": rows, "split": split}
-    tasks = max(1, min(rows, dataset.data.nbytes // TASK_BYTES))
+    tasks = min(rows, _tasks(dataset.data.nbytes))
     return Inputs(path, "dataset", text_key, total=rows, tasks=tasks, split=split, identity=identity)

@@ -22,6 +22,7 @@ from loguru import logger
 
 from harness.data.errors import DataError
 from harness.data.preparation.inputs import Inputs
+from harness.run.files import write_atomic
 
 SPLIT_CHARS = 100_000
 """Text files longer than this become several documents, cut at the next blank line."""
@@ -39,7 +40,8 @@ def make_reader(inputs: Inputs, scratch: Path, keys: Sequence[str] | None = None
         return HuggingFaceDatasetReader(inputs.path, options, adapter=adapter, load_from_disk=inputs.split is None)
     scratch.mkdir(parents=True, exist_ok=True)
     paths = scratch / "inputs.list"
-    paths.write_text("".join(f"{name}\n" for name in inputs.files), encoding="utf-8")
+    if not paths.exists():  # tasks share it, and none may see half of it
+        write_atomic(paths, "".join(f"{name}\n" for name in inputs.files))
     root = str(inputs.root)
     if inputs.format == "parquet":
         return ParquetReader(root, str(paths), adapter=adapter, text_key=keys[0], read_metadata=len(keys) > 1)

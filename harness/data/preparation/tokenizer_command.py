@@ -204,12 +204,14 @@ def _train(languages: dict[str, Inputs], scratch: Path, output: Path, vocab_size
             if not taken:
                 raise DataError(f"--input {language}={inputs.path}: no text in it")
 
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with tqdm(desc="training tokenizer", unit=" characters", unit_scale=True) as bar:
-            train_tokenizer(texts(), partial / "tokenizer.json", vocab_size, pre_tokenizer)
-        os.rename(partial, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
+            folder = Path(beside) / "made"
+            folder.mkdir()
+            with tqdm(desc="training tokenizer", unit=" characters", unit_scale=True) as bar:
+                train_tokenizer(texts(), folder / "tokenizer.json", vocab_size, pre_tokenizer)
+            os.rename(folder, output)
     except OSError as error:
         raise DataError(f"--output {output}: cannot write it: {error.strerror}") from None
     made = read_tokenizer(output / "tokenizer.json")

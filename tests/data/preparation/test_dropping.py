@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from datatrove.executor.local import LocalPipelineExecutor
 
 import harness.data.preparation.inputs as inputs_module
 from harness.data.__main__ import main
+from harness.data.preparation.job import Job
 from harness.data.preparation.prepare import Request, prepare
+from harness.data.preparation.stages import Stage
 from tests.data.preparation.conftest import ANSWER, mixed_documents, story, write_documents, write_recipe
 from tests.data.preparation.test_prepare import documents
 
@@ -138,3 +141,22 @@ def test_broken_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert manifest["bad_lines"] == 2 and manifest["documents"] == 5
     places = next((tmp_path / "out").glob("logs/tokenise/bad_lines/*")).read_text().splitlines()
     assert [place.split(": ")[0] for place in places] == [f"{file} line 5", f"{file} line 6"]
+
+
+def test_exact_duplicates_found_by_several_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with thousands of input files: each task looks at a range of the hashes."""
+
+    def run_here(job: Job, stage: Stage, todo: list[int], workers: int | None) -> None:
+        for rank in todo:
+            logs = str(job.logs(stage.name))
+            LocalPipelineExecutor(stage.pipeline(), tasks=stage.tasks, logging_dir=logs)._run_for_rank(rank)
+
+    monkeypatch.setattr("harness.data.preparation.stages.TASKS_PER_EXACT_FINDER", 2)
+    monkeypatch.setattr("harness.data.preparation.local._run_stage", run_here)
+    monkeypatch.setattr(inputs_module, "TASK_BYTES", 5000)
+    texts = write_documents(tmp_path / "in", mixed_documents(), files=8)
+    (tmp_path / "recipe.yaml").write_text("exact_dedup: true")
+    manifest = prepare(Request(str(texts), tmp_path / "out", vocab_size=500, recipe=tmp_path / "recipe.yaml"))
+    assert manifest is not None and manifest["documents"] == 54
+    assert len(list((tmp_path / "out" / "logs" / "exact" / "completions").iterdir())) == 4
+    assert len(set(documents(tmp_path / "out"))) == 54

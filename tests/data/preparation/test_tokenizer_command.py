@@ -102,4 +102,4 @@ def test_bad_input(
     (tmp_path / "blank" / "a.txt").write_text(" \n")
     assert main(["tokenizer", *arguments]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "made").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["blank", "text"]
