@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,35 +43,53 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_again_and_again(root: Path) -> None:
-    with (root / "recipe.yaml").open("a") as recipe:
-        recipe.write("minhash_dedup: {num_buckets: 2, hashes_per_bucket: 6}\n")
+def kill_when(root: Path, tasks: int) -> str:
+    """Start a preparation, kill -9 it once so many tasks are complete, and see that none of its processes goes on."""
+    process = subprocess.Popen(command(root, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while process.poll() is None and len(completed(root / ".out.partial")) < tasks:
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0].decode()
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    return output
+
+
+def assert_same_output(root: Path) -> None:
+    """What was made in pieces is what an undisturbed preparation makes."""
     subprocess.run(command(root, "whole"), check=True, capture_output=True)
+    whole, out = (json.loads((root / name / "manifest.json").read_text()) for name in ("whole", "out"))
+    for key in ("files", "steps", "tokens", "made_from"):
+        assert whole[key] == out[key]
+    assert not (root / ".out.partial").exists()
+
+
+def test_killed_again_and_again(root: Path) -> None:
     partial, chance, kept, kills = root / ".out.partial", random.Random(3), {}, 0
     while not (root / "out").exists():
-        process = subprocess.Popen(command(root, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        wanted = len(kept) + chance.randint(1, 10)
-        while process.poll() is None and len(completed(partial)) < wanted:
-            time.sleep(0.005)
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        output = process.communicate()[0].decode()
-        psutil.wait_procs(children, timeout=20)
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-        if kept:
-            assert (
-                "going on with what an earlier call left unfinished" in output or process.returncode == -signal.SIGKILL
-            )
+        kill_when(root, len(kept) + chance.randint(1, 6))
         if partial.exists():
             kills += 1
             now = completed(partial)
             assert now.items() >= kept.items()  # nothing that was complete was done again
             kept = now
     assert kills >= 3
-    whole, out = (json.loads((root / name / "manifest.json").read_text()) for name in ("whole", "out"))
-    for key in ("files", "steps", "tokens", "made_from"):
-        assert whole[key] == out[key]
-    assert not partial.exists()
+    assert_same_output(root)
+
+
+def test_killed_while_it_looks_for_near_duplicates(root: Path) -> None:
+    shutil.rmtree(root / "in")
+    write_documents(root / "in", mixed_documents(), files=4)
+    with (root / "recipe.yaml").open("a") as recipe:
+        recipe.write("minhash_dedup: {num_buckets: 2, hashes_per_bucket: 6}\n")
+    kill_when(root, 7)  # 4 of filter, 1 of exact, 2 of signatures
+    kept = completed(root / ".out.partial")
+    assert any(mark.startswith("logs/signatures") for mark in kept)
+    done = subprocess.run(command(root, "out"), check=True, capture_output=True, text=True)
+    assert "going on with what an earlier call left unfinished" in done.stdout
+    assert "filtering" not in done.stderr and "signatures" in done.stderr
+    assert_same_output(root)
 
 
 def test_other_options_are_refused_until_told_to_begin_afresh(root: Path) -> None:
@@ -83,7 +102,7 @@ def test_other_options_are_refused_until_told_to_begin_afresh(root: Path) -> Non
     before = completed(root / ".out.partial")
     done = subprocess.run(command(root, "out", "--text-key", "id"), capture_output=True, text=True)
     assert done.returncode == 2
-    (root / "recipe.yaml").write_text("language: {keep: [en, fr]}")
+    (root / "recipe.yaml").write_text("{exact_dedup: true, word_language: fr}")
     (root / "in" / "99.jsonl").write_text(json.dumps({"text": story(99)}))
     done = subprocess.run(command(root, "out"), capture_output=True, text=True)
     assert done.returncode == 2
@@ -109,6 +128,25 @@ def test_a_worker_that_is_killed(root: Path) -> None:
     assert process.returncode == 2
     assert "was killed by signal 9. Short of memory? Try fewer --workers; the same command goes on from here." in output
     subprocess.run(command(root, "out"), check=True, capture_output=True)
+
+
+def test_stopped_by_the_user(root: Path) -> None:
+    """Ctrl-C reaches the whole group of processes."""
+    process = subprocess.Popen(
+        command(root, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    while not completed(root / ".out.partial"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "stopped; what was completed is kept: the same command goes on from there" in output
+    assert "Traceback" not in output
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert completed(root / ".out.partial")
 
 
 def task_processes(pid: int) -> list[psutil.Process]:
