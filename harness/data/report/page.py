@@ -204,7 +204,7 @@ def _histogram(source: SourceFacts, first: int, last: int) -> str:
     parts.append(
         f"<line x1='{median:.1f}' x2='{median:.1f}' y1='4' y2='{10 + top}' stroke='#e2733a' stroke-width='2'/>"
     )
-    figures = f"median {lengths.median:,.0f} · mean {lengths.mean:,.0f} · 99% below {lengths.p99:,.0f} tokens"
+    figures = f"median {lengths.median:,.0f} · mean {lengths.mean:,.0f} · 99% under {lengths.p99:,.0f}"
     sampled = "" if lengths.counted == source.documents else f" · of {short(lengths.counted)} documents"
     return f"<svg viewBox='0 0 {width} {height}' role='img'>{''.join(parts)}</svg><div class='small'>{figures}{sampled}</div>"
 
