@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"stopped; {interrupt}" if str(interrupt) else "stopped; nothing was written", file=sys.stderr)
+        print(f"stopped; {interrupt}" if str(interrupt) else "stopped", file=sys.stderr)
         return 130
     return exit_code
 

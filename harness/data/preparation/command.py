@@ -67,5 +67,8 @@ def _prepare(options: argparse.Namespace) -> int:
 def _corpus(options: argparse.Namespace) -> int:
     from harness.data.preparation.corpus import make_corpus
 
-    print(make_corpus(options.output))
+    try:
+        print(make_corpus(options.output))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written") from None
     return 0
