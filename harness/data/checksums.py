@@ -156,25 +156,27 @@ class Checksums:
 
         Raises OSError where the checksums cannot be read.
         """
-        first = begin // self.block_bytes
-        found = block_sums(data, self.block_bytes)
-        expected = self._table(first, len(found))
-        if found.tobytes() == expected.tobytes():
+        first, size = begin // self.block_bytes, self.block_bytes
+        digest = xxhash.xxh3_64_intdigest
+        sums = [digest(data[at : at + size]) & 0xFFFFFFFF for at in range(0, len(data), size)]
+        table = self._table(first, len(sums))
+        if table == struct.pack(f"<{len(sums)}I", *sums):
             return None
+        found, expected = np.array(sums, dtype=_SUM), np.frombuffer(table, _SUM)
         at = int(np.flatnonzero(found != expected)[0])
         return Mismatch(first + at, begin + at * self.block_bytes, int(expected[at]), int(found[at]))
 
     def damaged(self) -> bool:
         """Whether the table itself is not what was written: then a mismatch says nothing about the token file."""
         blocks = -(-self.file_size // self.block_bytes)
-        return xxhash.xxh3_64_intdigest(self._table(0, blocks).tobytes()) != self._table_digest
+        return xxhash.xxh3_64_intdigest(self._table(0, blocks)) != self._table_digest
 
-    def _table(self, first: int, count: int) -> np.ndarray:
-        """Checksums of blocks [first, first + count): uint32 [count]. Raises OSError."""
+    def _table(self, first: int, count: int) -> bytes:
+        """Checksums of blocks [first, first + count), 4 bytes each. Raises OSError."""
         data = self._read(_HEADER.size + first * _SUM.itemsize, count * _SUM.itemsize)
         if len(data) != count * _SUM.itemsize:
             raise OSError(errno.EIO, f"{self.name} is cut off")
-        return np.frombuffer(data, _SUM)
+        return data
 
 
 def verify_file(path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> str | None:

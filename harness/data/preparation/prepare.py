@@ -165,6 +165,7 @@ def _made_from(request: Request, inputs: Inputs, recipe: Recipe) -> dict[str, An
         "format": inputs.format,
         "text_key": inputs.text_key if inputs.format != "text" else None,
         "identity": inputs.identity,
+        "tasks": inputs.tasks,
         "tokenizer": tokenizer,
         "recipe": describe(recipe),
     }

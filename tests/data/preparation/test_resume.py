@@ -107,7 +107,8 @@ def test_other_options_are_refused_until_told_to_begin_afresh(root: Path) -> Non
     done = subprocess.run(command(root, "out"), capture_output=True, text=True)
     assert done.returncode == 2
     assert (
-        "holds an unfinished preparation from something else (identity, recipe differ; see its job.json)" in done.stderr
+        "holds an unfinished preparation from something else (identity, recipe, tasks differ; see its job.json)"
+        in done.stderr
     )
     assert "or begin afresh with --restart" in done.stderr
     assert completed(root / ".out.partial").items() >= before.items()
