@@ -25,7 +25,7 @@ RESIDENT = 0.999
 """A source with less of it local is told about: blocks are rounded, so never exactly 1."""
 
 
-def add_parser(commands: Any) -> None:
+def add_check(commands: Any) -> None:
     """Add `check` to the commands of `python -m harness.data`."""
     parser = commands.add_parser(
         "check",
@@ -51,6 +51,7 @@ Exit code: 0 nothing is wrong, 1 something is, 2 bad config.""",
     parser.add_argument("--threads", type=int, default=8, metavar="N", help="files read at once (default: 8)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
+    parser.set_defaults(run=run)
 
 
 @dataclass

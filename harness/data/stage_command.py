@@ -31,7 +31,7 @@ LINE_SECONDS = 10.0
 """Between two lines of progress where nobody sits at a terminal."""
 
 
-def add_parser(commands: Any) -> None:
+def add_stage(commands: Any) -> None:
     """Add `stage` to the commands of `python -m harness.data`."""
     parser = commands.add_parser(
         "stage",
@@ -48,7 +48,9 @@ Exit code: 0 all is there, 1 something is not (no room, damaged, unreadable), 2 
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
     )
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run's folder instead of overrides")
+    parser.add_argument(
+        "--run", dest="run_folder", type=Path, metavar="FOLDER", help="a run's folder instead of overrides"
+    )
     parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
     parser.add_argument("--dry-run", action="store_true", help="read samples, say how much and how long, copy nothing")
     parser.add_argument(
@@ -56,6 +58,7 @@ Exit code: 0 all is there, 1 something is not (no room, damaged, unreadable), 2 
         metavar="ADDRESS",
         help="fetch from and serve to the run's other nodes at this address of the node's own; goes on until it is ended",
     )
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,20 +93,20 @@ def _job(options: argparse.Namespace) -> _Job:
     from harness.data.composed import composed
     from harness.run.folder import RunFolder, RunFolderError
 
-    if options.run is None:
+    if options.run_folder is None:
         config = composed(options.overrides, options.config_dir)
     elif options.overrides:
-        raise DataError(f"--run {options.run}: has a config of its own; leave out {' '.join(options.overrides)}")
+        raise DataError(f"--run {options.run_folder}: has a config of its own; leave out {' '.join(options.overrides)}")
     else:
         try:
-            config = RunFolder(options.run).load_config()
+            config = RunFolder(options.run_folder).load_config()
         except RunFolderError as error:
             raise DataError(str(error)) from None
     if config.data.stage_to is None:
         raise DataError(
             "data.stage_to=null: nothing is staged. Give a folder on the node's own disk: data.stage_to=/scratch/data"
         )
-    run = RunFolder((options.run or Path(config.runs_dir) / config.run.name).absolute())
+    run = RunFolder((options.run_folder or Path(config.runs_dir) / config.run.name).absolute())
     return _Job(config, run.path, run.last_step())
 
 

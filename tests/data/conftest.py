@@ -8,7 +8,7 @@ import pytest
 
 from harness.config.schema import DataConfig, SourceConfig, StageConfig
 from harness.data.order import SampleOrder
-from harness.data.prepare import Request, prepare
+from harness.data.preparation.prepare import Request, prepare
 from harness.data.token_files import TokenSource, open_source
 
 SYLLABLES = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]

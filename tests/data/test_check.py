@@ -120,7 +120,7 @@ from harness.config.schema import DataConfig, Packing, SourceConfig, StageConfig
 from harness.data.check import check_sources
 from harness.data.order import SampleOrder, repeats
 from harness.data.windows import open_sources
-import harness.data.loader, harness.data.corpus, harness.data.__main__, harness.data.held_out, harness.data.skips
+import harness.data.loader, harness.data.preparation.command, harness.data.__main__, harness.data.held_out, harness.data.skips
 data = DataConfig(seq_len=64, sources={{"web": SourceConfig({str(prepared)!r})}}, stages=[StageConfig(weights={{"web": 1}})])
 assert check_sources(data, 500) == []
 sources = open_sources([("web", {str(prepared)!r})], 64)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import harness.data.corpus as corpus
+import harness.data.preparation.corpus as corpus
 from harness.data.__main__ import main
 from tests.data.conftest import write_texts
 
@@ -30,11 +30,12 @@ def test_stopped_by_the_user(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.data.prepare.open_source", interrupt)
+    monkeypatch.setattr("harness.data.preparation.finish.open_source", interrupt)
     texts = write_texts(tmp_path / "in")
     assert main(["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--vocab-size", "300"]) == 130
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".out.partial", "in"]
+    assert "stopped; what was completed is kept: the same command goes on from there" in capsys.readouterr().err
     monkeypatch.setattr(corpus, "_from_package", interrupt)
     assert main(["corpus", "--output", f"{tmp_path}/corpus"]) == 130
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
-    assert capsys.readouterr().err.count("stopped; nothing was written") == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".out.partial", "in"]
+    assert "stopped; nothing was written" in capsys.readouterr().err

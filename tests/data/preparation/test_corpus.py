@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-import harness.data.corpus as corpus
+import harness.data.preparation.corpus as corpus
 from harness.data.__main__ import main
 from tests.conftest import require
 

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import gzip
 import json
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-import harness.data.inputs as inputs_module
+import harness.data.preparation.inputs as inputs_module
 from harness.data.__main__ import main
-from harness.data.prepare import Request, prepare
+from harness.data.errors import DataError
+from harness.data.preparation.prepare import Request, prepare
 from harness.data.token_files import open_source
 from tests.data.conftest import write_texts
 
@@ -148,14 +150,6 @@ def test_long_texts_are_cut_between_paragraphs(tmp_path: Path) -> None:
     assert all(100_000 <= len(text) < 110_000 for text in sorted(texts, key=len)[1:])
     whole = sorted(texts, key=lambda text: int(text.split()[1].rstrip(".")))
     assert "".join(whole).strip() == "".join(paragraphs).strip()
-
-
-def test_text_without_paragraphs_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.data.readers.MAX_CHARS", 10_000)
-    (tmp_path / "in.txt").write_text("".join(f"{number} " for number in range(5000)))
-    prepare(Request(str(tmp_path / "in.txt"), tmp_path / "out", vocab_size=300))
-    texts = documents(tmp_path / "out")
-    assert sorted(map(len, texts))[1:] == [10_000] * 2 and sum(map(len, texts)) == 23_889
 
 
 def test_with_a_given_tokenizer(tmp_path: Path, prepared: Path) -> None:
@@ -379,6 +373,39 @@ def test_bad_input(tmp_path: Path, make, message: str, capfd: pytest.CaptureFixt
     assert not output.exists() and not (tmp_path / ".out.partial").exists()
 
 
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_texts(tmp_path / "in")
+    (tmp_path / "in" / "x.txt").symlink_to(tmp_path / "nowhere")
+    assert main(["prepare", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out", *VOCAB]) == 2
+    assert f"--input {tmp_path}/in/x.txt: cannot be read: No such file or directory" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_texts(tmp_path / "in" / "closed")
+    (tmp_path / "in" / "a.txt").write_text("text")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(DataError, match=r"in/closed: cannot be read: Permission denied"):
+        inputs_module.find_inputs(f"{tmp_path}/in", None, "text")
+
+
+def test_a_file_that_vanishes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_texts(tmp_path / "in")
+    found = inputs_module.find_inputs(str(texts), None, "text")
+    (texts / "003.txt").unlink()
+    monkeypatch.setattr("harness.data.preparation.prepare.find_inputs", lambda *_: found)
+    assert main(["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]) == 2
+    assert f"--input {texts}: cannot read {texts}/003.txt: No such file or directory" in capfd.readouterr().err
+
+
 def test_a_hub_name_without_a_network(tmp_path: Path) -> None:
     """In a process of its own: the hub library looks at HF_HUB_OFFLINE when it is imported."""
     command = [sys.executable, "-m", "harness.data", "prepare", "--input", "no-org/no-data", "--format", "dataset"]
@@ -412,8 +439,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_disk_full(tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_texts(tmp_path / "in", files=30, words=3000)
-    assert main(["prepare", "--input", f"{tmp_path}/in", "--output", f"{small_disk}/out", *VOCAB]) == 2
+    command = ["prepare", "--input", f"{tmp_path}/in", "--output", f"{small_disk}/out", *VOCAB]
+    assert main(command) == 2
     error = capfd.readouterr().err
     assert f"--output {small_disk}/out: cannot write" in error and "No space left on device" in error
     assert "Traceback" not in error
-    assert list(small_disk.iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,size=9M", str(small_disk)], check=True)
+    assert main(command) == 0
+    assert "training tokenizer" not in capfd.readouterr().err
+    assert [entry.name for entry in small_disk.iterdir()] == ["out"]

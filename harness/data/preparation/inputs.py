@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ SUFFIXES = {
     "parquet": (".parquet",),
 }
 FORMATS = (*SUFFIXES, "dataset")
-TASK_BYTES = 1 << 28
+TASK_BYTES = 1 << 25
 """About so much input makes one task, and so one token file. Depends on the input alone: more workers, same files."""
+MAX_TASK_BYTES = 1 << 28
+MANY_TASKS = 10_000
+"""Of more input, tasks are larger, up to `MAX_TASK_BYTES`, rather than more."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,7 @@ def find_inputs(path: str, format: str | None, text_key: str) -> Inputs:
         raise DataError(
             f"--input {path}: no data set saved with save_to_disk (no state.json or dataset_dict.json in it)"
         )
-    root, files = (
-        (place.parent, [place]) if place.is_file() else (place, sorted(p for p in place.rglob("*") if p.is_file()))
-    )
+    root, files = (place.parent, [place]) if place.is_file() else (place, _files_under(place))
     found = {kind: [file for file in files if file.name.lower().endswith(ends)] for kind, ends in SUFFIXES.items()}
     if format is None:
         kinds = [kind for kind, matching in found.items() if matching]
@@ -76,8 +78,20 @@ def find_inputs(path: str, format: str | None, text_key: str) -> Inputs:
     return _from_files(path, format, text_key, root, chosen)
 
 
+def _files_under(folder: Path) -> list[Path]:
+    """All files at any depth, sorted. Raises DataError for a folder that cannot be read: it must not be passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}")
+
+    return sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
+
+
 def _from_files(path: str, format: str, text_key: str, root: Path, files: list[Path]) -> Inputs:
-    stats = [file.stat() for file in files]
+    try:
+        stats = [file.stat() for file in files]
+    except OSError as error:  # a link to nothing, say
+        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}") from None
     names = tuple(str(file.relative_to(root)) for file in files)
     size = sum(stat.st_size for stat in stats)
     if size == 0:
@@ -89,8 +103,12 @@ def _from_files(path: str, format: str, text_key: str, root: Path, files: list[P
         total = None
     listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
     digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
-    tasks = max(1, min(len(files), size // TASK_BYTES))
+    tasks = min(len(files), _tasks(size))
     return Inputs(path, format, text_key, root, names, total, tasks, identity={"files": len(files), "digest": digest})
+
+
+def _tasks(size: int) -> int:
+    return max(1, size // min(max(TASK_BYTES, size // MANY_TASKS), MAX_TASK_BYTES))
 
 
 def _parquet_rows(file: Path, text_key: str) -> int:
@@ -159,5 +177,5 @@ def _from_dataset(path: str, dataset: Any, text_key: str, split: str | None) -> 
     if rows == 0:
         raise DataError(f"--input {path}: the data set is empty")
     identity = {"fingerprint": dataset._fingerprint, "rows": rows, "split": split}
-    tasks = max(1, min(rows, dataset.data.nbytes // TASK_BYTES))
+    tasks = min(rows, _tasks(dataset.data.nbytes))
     return Inputs(path, "dataset", text_key, total=rows, tasks=tasks, split=split, identity=identity)

@@ -1,0 +1,75 @@
+"""One preparation: all that its tasks need to know, in a file that they read, here or on any node."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.data.preparation.inputs import Inputs
+from harness.data.preparation.recipe import Recipe, recipe_from_dict
+from harness.run.files import write_json
+
+JOB = "job.json"
+TOKENIZER_NAME = "tokenizer/tokenizer.json"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made, in which folder."""
+
+    folder: Path
+    """Where it is made; becomes `output` when it is complete."""
+    output: Path
+    input: str
+    """As the user gave it."""
+    inputs: Inputs
+    recipe: Recipe
+    vocab_size: int | None
+    """Of the tokenizer to train; None: one was given, and lies in the folder already."""
+    keep_removed: int
+    """Removed documents to keep for each reason, in each task."""
+    max_bad_lines: int
+    made_from: dict[str, Any]
+    """All that the output depends on."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the tokenizer lies, or will."""
+        return self.folder / TOKENIZER_NAME
+
+    @property
+    def work(self) -> Path:
+        """What only the stages need; removed at the end."""
+        return self.folder / "work"
+
+    def logs(self, stage: str) -> Path:
+        """datatrove's folder for a stage: completions, stats, logs."""
+        return self.folder / "logs" / stage
+
+    def progress(self, stage: str) -> Path:
+        """Where the tasks of a stage count what they have done."""
+        return self.work / "progress" / stage
+
+
+def write_job(job: Job) -> None:
+    """Write it into its folder."""
+    inputs = asdict(job.inputs) | {"root": str(job.inputs.root)}
+    content = asdict(job) | {"folder": str(job.folder), "output": str(job.output), "inputs": inputs}
+    write_json(job.folder / JOB, content)
+
+
+def read_job(folder: Path) -> Job:
+    """The job of a folder. Raises OSError and ValueError where there is none."""
+    content = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    inputs = content["inputs"]
+    inputs |= {"root": Path(inputs["root"]), "files": tuple(inputs["files"])}
+    return Job(
+        **content
+        | {
+            "folder": folder,
+            "output": Path(content["output"]),
+            "inputs": Inputs(**inputs),
+            "recipe": recipe_from_dict(content["recipe"]),
+        }
+    )

@@ -1,0 +1,212 @@
+"""Documents in, token files out: `python -m harness.data prepare`.
+
+The output folder is complete or absent: everything is made in a hidden folder beside it, `.NAME.partial`, which is renamed at
+the end. What a stopped or killed preparation left there is gone on with: tasks that are complete are not done again.
+The output holds `*.ds` with index, metadata and checksums, `tokenizer/`, `logs/` and `manifest.json`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.data.errors import DataError
+from harness.data.preparation.folder import has_completed_tasks, partial_folder, remove
+from harness.data.preparation.given_tokenizer import copy_tokenizer, given_tokenizer
+from harness.data.preparation.inputs import Inputs, find_inputs
+from harness.data.preparation.job import MANIFEST, Job, read_job, write_job
+from harness.data.preparation.recipe import Recipe, describe, read_recipe
+from harness.data.preparation.train_tokenizer import DEFAULT_VOCAB_SIZE, EOS_TOKEN, MIN_VOCAB_SIZE
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    input: str
+    output: Path
+    format: str | None = None
+    text_key: str = "text"
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    eos_token: str | None = None
+    recipe: Path | None = None
+    keep_removed: int = 0
+    max_bad_lines: int = 0
+    workers: int | None = None
+    slurm: str | None = None
+    restart: bool = False
+
+
+def prepare(request: Request) -> dict[str, Any] | None:
+    """Make token files at `request.output` and return their manifest, or that of the same files made before.
+
+    None: Slurm jobs are making them. Raises DataError for anything wrong with the options, the input, the tokenizer or the
+    output folder. What was made until then stays for the next call, where any task was completed.
+    """
+    _check(request)
+    inputs = find_inputs(request.input, request.format, request.text_key)
+    recipe = read_recipe(request.recipe.expanduser()) if request.recipe else Recipe()
+    made_from = _made_from(request, inputs, recipe)
+    output = request.output.expanduser().absolute()
+    if (manifest := _existing(output, made_from)) is not None:
+        print(f"{output} is already complete: {summary(manifest)}")
+        return manifest
+    try:
+        with partial_folder(output) as partial:
+            try:
+                manifest = _go_on(request, inputs, recipe, made_from, partial)
+            except BaseException as error:
+                _leave(partial, error)
+                raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"--output {output}: cannot write {error.filename or 'to it'}: {reason}") from None
+    if manifest is not None:
+        print(f"{output}: {summary(manifest)}")
+    return manifest
+
+
+def _go_on(
+    request: Request, inputs: Inputs, recipe: Recipe, made_from: dict[str, Any], partial: Path
+) -> dict[str, Any] | None:
+    """Run what is left to do in the partial folder: here, or as Slurm jobs (None)."""
+    from harness.data.preparation.finish import finish
+    from harness.data.preparation.local import run_stages
+    from harness.data.preparation.slurm import jobs_in_progress, parse_slurm, submit_stages
+
+    slurm = parse_slurm(request.slurm) if request.slurm else None
+    if (manifest := _existing(request.output.expanduser().absolute(), made_from)) is not None:
+        remove(partial, itself=True)  # a Slurm job finished it a moment ago
+        return manifest
+    if progress := jobs_in_progress(partial):
+        if request.restart:
+            raise DataError(f"--restart: {progress}. Cancel them first (scancel).")
+        print(f"{request.output}: {progress}")
+        return None
+    job = _take_over(request, inputs, recipe, made_from, partial)
+    if slurm and not submit_stages(job, slurm):
+        return None
+    run_stages(job, request.workers)
+    return finish(job)
+
+
+def _take_over(request: Request, inputs: Inputs, recipe: Recipe, made_from: dict[str, Any], partial: Path) -> Job:
+    """The job, in a folder that holds what was completed of the very same one, or nothing."""
+    output = request.output.expanduser().absolute()
+    if request.restart:
+        remove(partial)
+    try:
+        earlier = read_job(partial).made_from
+    except (OSError, ValueError, KeyError, TypeError):
+        remove(partial)  # nothing was begun
+    else:
+        if differing := sorted(key for key in made_from if earlier.get(key) != made_from[key]):
+            if has_completed_tasks(partial):
+                raise DataError(
+                    f"--output {output}: {partial.name} beside it holds an unfinished preparation from something else "
+                    f"({', '.join(differing)} differ; see its job.json). Go on with what it was made from, or begin afresh with --restart."
+                )
+            remove(partial)
+        elif has_completed_tasks(partial):
+            print(f"{output}: going on with what an earlier call left unfinished")
+    vocab_size = None if request.tokenizer else request.vocab_size or DEFAULT_VOCAB_SIZE
+    job = Job(
+        folder=partial,
+        output=output,
+        input=request.input,
+        inputs=inputs,
+        recipe=recipe,
+        vocab_size=vocab_size,
+        keep_removed=request.keep_removed,
+        max_bad_lines=request.max_bad_lines,
+        made_from=made_from,
+    )
+    if request.tokenizer:
+        copy_tokenizer(request.tokenizer, request.eos_token, job.tokenizer)
+    write_job(job)
+    return job
+
+
+def _leave(partial: Path, error: BaseException) -> None:
+    """Keep the folder where the next call can go on in it."""
+    from harness.data.preparation.slurm import JOBS
+    from harness.data.preparation.tallies import NothingLeftError
+
+    if (partial / JOBS).exists():  # they may be at work in it
+        return
+    if isinstance(error, NothingLeftError) or not has_completed_tasks(partial):
+        remove(partial, itself=True)
+
+
+def _check(request: Request) -> None:
+    if request.vocab_size is not None and (request.tokenizer or request.vocab_size < MIN_VOCAB_SIZE):
+        raise DataError(
+            f"--vocab-size {request.vocab_size}: for training a tokenizer, so at least {MIN_VOCAB_SIZE} and without --tokenizer"
+        )
+    if request.workers is not None and request.workers < 1:
+        raise DataError(f"--workers {request.workers}: must be at least 1")
+    for option in ("keep_removed", "max_bad_lines"):
+        if getattr(request, option) < 0:
+            raise DataError(f"--{option.replace('_', '-')} {getattr(request, option)}: must be at least 0")
+
+
+def _made_from(request: Request, inputs: Inputs, recipe: Recipe) -> dict[str, Any]:
+    """All that the output depends on."""
+    tokenizer: dict[str, Any] = {"trained": True, "vocab_size": request.vocab_size or DEFAULT_VOCAB_SIZE}
+    if request.tokenizer:
+        facts = given_tokenizer(request.tokenizer, request.eos_token)
+        tokenizer = {"trained": False, "identity": facts.identity, "eos_token": request.eos_token or facts.eos_token}
+    elif request.eos_token:
+        raise DataError(
+            f"--eos-token {request.eos_token}: goes with --tokenizer; a trained one ends documents with {EOS_TOKEN}"
+        )
+    return {
+        "format": inputs.format,
+        "text_key": inputs.text_key if inputs.format != "text" else None,
+        "identity": inputs.identity,
+        "tasks": inputs.tasks,
+        "tokenizer": tokenizer,
+        "recipe": describe(recipe),
+    }
+
+
+def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a complete output from the same input; None: nothing is there. Never overwrites."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
+        differing = sorted(key for key, value in made_from.items() if manifest["made_from"].get(key) != value)
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise DataError(f"--output {output}: exists and is no prepared data set. Choose another folder.") from None
+    if differing:
+        raise DataError(
+            f"--output {output}: exists and was made from something else ({', '.join(differing)} differ; see its {MANIFEST}). "
+            "Choose another folder, or remove this one."
+        )
+    missing = [
+        entry["name"]
+        for entry in manifest["files"]
+        if not (output / entry["name"]).is_file() or (output / entry["name"]).stat().st_size != entry["bytes"]
+    ]
+    if missing:
+        raise DataError(
+            f"--output {output}: damaged: {', '.join(missing[:3])} missing or cut off. Remove the folder, prepare again."
+        )
+    return manifest
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """What was made, in a sentence, and what was dropped for it."""
+    wanted = manifest["made_from"]["tokenizer"].get("vocab_size", manifest["vocab_size"])
+    fewer = (
+        f" (of {wanted:,} asked for: the text holds no more pairs to merge)" if manifest["vocab_size"] < wanted else ""
+    )
+    read = manifest["steps"][0]["documents"]
+    of = f" of {read:,}" if len(manifest["steps"]) > 1 else ""
+    bad = f", {manifest['bad_lines']:,} broken lines let pass (logs/*/bad_lines)" if manifest["bad_lines"] else ""
+    return (
+        f"{manifest['tokens']:,} tokens in {manifest['documents']:,}{of} documents, {len(manifest['token_files'])} token file(s), "
+        f"vocabulary {manifest['vocab_size']:,}{fewer}{bad}"
+    )
