@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from harness.data.checksums import Checksums, write_checksums
 from harness.data.errors import DataError
 
 
@@ -31,6 +30,8 @@ def add_checksums(path: Path) -> tuple[int, int]:
     """Write what is missing; returns how many were written, and how many were there. Raises DataError for what it cannot do."""
     from tqdm import tqdm
 
+    from harness.data.checksums import write_checksums
+
     files = [path] if path.is_file() else sorted(path.rglob("*.ds"))
     if not files or (path.is_file() and path.suffix != ".ds"):
         raise DataError(f"{path}: no token file there (their names end in .ds)")
@@ -46,6 +47,8 @@ def add_checksums(path: Path) -> tuple[int, int]:
 
 def _has_checksums(file: Path) -> bool:
     """Whether there are some for a file of this size. Raises DataError for damaged ones, which must not be replaced silently."""
+    from harness.data.checksums import Checksums
+
     try:
         sums = Checksums.open(file)
     except OSError as error:
