@@ -3,9 +3,12 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.data.errors import DataError
-from harness.data.token_files import TokenSource, open_source
+
+if TYPE_CHECKING:
+    from harness.data.token_files import TokenSource
 
 SAMPLE = 2000
 
@@ -62,8 +65,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sources(words: list[str]) -> list[TokenSource]:
+def _sources(words: list[str]) -> "list[TokenSource]":
     """What the words name. Raises DataError that lists everything wrong with them."""
+    from harness.data.token_files import open_source
+
     if any(word.startswith("+") for word in words):
         named = _of_config(words)
     else:
