@@ -43,13 +43,16 @@ def split(path: str) -> tuple[str, str | None]:
     return path.rstrip("/"), None
 
 
-def list_folder(folder: str, key: str) -> dict[str, OriginFile]:
-    """The files right in `folder` by name. Raises DataError, which names `key`."""
+def list_folder(folder: str, key: str, *, missing_ok: bool = False) -> dict[str, OriginFile]:
+    """The files right in `folder` by name; none where it is not there and may be missing. Raises DataError, which names
+    `key`."""
     try:
         return _list_url(folder) if is_url(folder) else _list_local(folder)
     except ImportError as error:
         raise DataError(f"{key}: {error}. Install the package that reads it.") from None
     except (OSError, ValueError) as error:
+        if missing_ok and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         raise DataError(f"{key} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 

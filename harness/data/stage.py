@@ -231,8 +231,8 @@ def make_stage_folder(stage_to: Path) -> None:
 
 def _refuse_strangers(files: Sequence[StageFile]) -> None:
     """What lies in the folder of a source in an object store is all that a run reads: nothing may be there beside it."""
-    for folder in {file.copy.parent for file in files if is_url(file.origin)}:
-        wanted = {file.name for file in files if file.copy.parent == folder}
+    for folder in {file.folder for file in files if is_url(file.origin)}:
+        wanted = {file.name for file in files if file.folder == folder}
         strangers = sorted(path.name for path in folder.glob("*.ds") if path.name not in wanted)
         if strangers:
             raise DataError(

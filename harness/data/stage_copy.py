@@ -251,7 +251,7 @@ def _part_path(file: StageFile) -> Path:
     boot = "" if file.sha256 else BOOT_ID.read_text()
     version = f"{file.origin} {file.size} {file.modified_ns} {file.sha256} {boot}"
     tag = hashlib.blake2b(version.encode(), digest_size=6).hexdigest()
-    return file.copy.with_name(f".{file.name}.{tag}.part")
+    return file.copy.with_name(f".{file.copy.name}.{tag}.part")
 
 
 @contextlib.contextmanager
@@ -274,7 +274,7 @@ def _locked(part: Path) -> Iterator[int]:
 
 def _remove_older_parts(file: StageFile, keep: Path) -> None:
     """Parts of earlier versions that nobody writes any more: files of ours, by their name."""
-    for part in file.copy.parent.glob(f".{file.name}.{'[0-9a-f]' * 12}.part"):
+    for part in file.copy.parent.glob(f".{file.copy.name}.{'[0-9a-f]' * 12}.part"):
         if part != keep:
             with contextlib.suppress(Busy, OSError), _locked(part):
                 part.unlink()

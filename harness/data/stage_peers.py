@@ -212,7 +212,7 @@ class Peers:
 
 def _url_path(file: StageFile) -> str:
     """`/FOLDER/NAME` below the stage folder, the same on every node."""
-    return urllib.parse.quote(f"/{file.copy.parent.name}/{file.name}")
+    return urllib.parse.quote(f"/{file.folder.name}/{file.name}")
 
 
 def _version(file: StageFile) -> str:

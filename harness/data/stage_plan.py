@@ -10,10 +10,14 @@ import numpy as np
 from harness.config.schema import DataConfig
 from harness.data.errors import DataError
 from harness.data.order import SampleOrder
-from harness.data.origins import MANIFEST, OriginFile, join, list_folder, manifest_sums, split
+from harness.data.origins import MANIFEST, join, list_folder, manifest_sums, split
 from harness.data.stage_paths import staged_folder
 from harness.data.token_files import source_key
 
+TOKENIZER_FOLDER = "tokenizer"
+"""Where `harness.data prepare` leaves the tokenizer, below the token files: their metadata name it there."""
+BESIDE = (MANIFEST, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Files that belong to a whole source, where they lie right beside its token files."""
 LOOK_AHEAD_SAMPLES = 1 << 18
 """Samples that are followed one by one to see which files they touch; what comes later is estimated from the weights."""
 CHUNK_SAMPLES = 1 << 14
@@ -29,8 +33,10 @@ class StageFile:
     """Name of its source in `data.sources`."""
     origin: str
     """Path or URL of the original."""
-    copy: Path
-    """Where the copy goes."""
+    folder: Path
+    """Where all copies of its source lie."""
+    name: str
+    """Below that folder, as below the original's: `000.ds` or `tokenizer/tokenizer.json`."""
     size: int
     modified_ns: int | None
     """Modification time of the original; None where its store tells none."""
@@ -38,13 +44,15 @@ class StageFile:
     """What the manifest beside the original says."""
 
     @property
-    def name(self) -> str:
-        return self.copy.name
+    def copy(self) -> Path:
+        """Where the copy goes."""
+        return self.folder / self.name
 
 
 def plan_files(data: DataConfig, stage_to: str | Path, step: int = 0) -> list[StageFile]:
     """Every file of the sources that have a weight after `step` steps: token files and what lies beside them under their
-    names, with the folder's manifest. Sources in the order of the config, files by name.
+    names, with the folder's manifest and tokenizer. Sources in the order of the config; of each, what is needed to open
+    it comes first, then files by name.
 
     Raises DataError that lists every source that can't be listed or holds no token files.
     """
@@ -73,8 +81,8 @@ def in_order_of_use(files: Sequence[StageFile], order: SampleOrder, step: int) -
 
     def place(file: StageFile) -> tuple[float, str, bool, str]:
         token_file = _token_file(file.origin)
-        small = file.name == MANIFEST
-        return (-1.0 if small else first.get(token_file, last), token_file, file.origin == token_file, file.name)
+        use = first.get(token_file, last) if _is_data(file.name) else -1.0
+        return (use, token_file, file.origin == token_file, file.name)
 
     return sorted(files, key=place)
 
@@ -142,19 +150,23 @@ def _files_of(name: str, path: str, stage_to: str | Path) -> list[StageFile]:
     token_files = [file for file in there if file.endswith(".ds") and only in (None, file)]
     if not token_files:
         raise DataError(f"{key} holds no .ds files. Give a folder that python -m harness.data prepare made.")
-    wanted = [file for file in there if _token_file(file) in token_files or file == MANIFEST]
+    wanted = {file: there[file] for file in there if _token_file(file) in token_files or file in BESIDE}
+    for file in list_folder(join(folder, TOKENIZER_FOLDER), key, missing_ok=True).values():
+        wanted[f"{TOKENIZER_FOLDER}/{file.name}"] = file
     try:
         sums = manifest_sums(folder, there)
     except OSError as error:
         raise DataError(f"{key}: {MANIFEST} cannot be read: {error.strerror or error}") from None
     copies = staged_folder(stage_to, folder)
-    return [_stage_file(name, folder, copies, there[file], sums) for file in sorted(wanted)]
+    return [
+        StageFile(name, join(folder, file), copies, file, found.size, found.modified_ns, sums.get(file))
+        for file, found in sorted(wanted.items(), key=lambda item: (_is_data(item[0]), item[0]))
+    ]
 
 
-def _stage_file(source: str, folder: str, copies: Path, file: OriginFile, sums: dict[str, str]) -> StageFile:
-    return StageFile(
-        source, join(folder, file.name), copies / file.name, file.size, file.modified_ns, sums.get(file.name)
-    )
+def _is_data(name: str) -> bool:
+    """Whether a file is a token file or lies beside one; else it belongs to the whole source."""
+    return ".ds" in name and "/" not in name
 
 
 def _token_file(path: str) -> str:

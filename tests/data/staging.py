@@ -27,11 +27,16 @@ def write_source(folder: Path, files: int = 3, tokens: int = 4000, seed: int = 0
     return folder
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, deeper: list[str] | None = None) -> None:
+    """`deeper`: files in folders below it, by their paths from it."""
+    own = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     entries = [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir())
-        if path.name != "manifest.json"
+        {
+            "name": str(path.relative_to(folder)),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in [*own, *(folder / name for name in deeper or [])]
     ]
     (folder / "manifest.json").write_text(json.dumps({"files": entries}))
 

@@ -12,13 +12,16 @@ import pytest
 from harness.config.schema import SourceConfig, StageConfig
 from harness.data import stage as module
 from harness.data import stage_copy
+from harness.data.check import resolve_eos
 from harness.data.errors import DataError
 from harness.data.stage import Stager
 from harness.data.stage_copy import Original
 from harness.data.stage_paths import read_path
 from harness.data.stage_plan import StageFile, plan_files
 from harness.data.stage_status import StageState, StageStatus, read_status, status_path
-from tests.data.staging import contents, small_disk, staging_config, write_source
+from harness.data.token_files import open_source
+from tests.data.staging import contents, small_disk, staging_config, write_manifest, write_source
+from tests.data.test_tokenizer_files import write_tokenizer
 
 
 @pytest.fixture
@@ -272,3 +275,21 @@ def test_copies_of_what_an_object_store_has_no_more(web: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"holds 003\.ds, which its source does not have any more"):
         Stager(url_source(web), scratch, scratch / "status")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_tokenizer_is_staged_so_that_documents_end_where_they_did(web: Path, scheme: str) -> None:
+    """A run that finds no tokenizer beside its copies does not know how documents end."""
+    write_tokenizer(web / "tokenizer", {"a": 0, "</s>": 7}, tokenizer_config={"eos_token": "</s>"})
+    for metadata in web.glob("*.metadata"):
+        metadata.write_text("tokenizer/tokenizer.json|2\n200000\n200.0 K tokens\n")
+    write_manifest(web)
+    scratch = web.parent / "scratch"
+    data = staging_config({}, scratch, document_mask=True)
+    data.sources, data.stages = {"web": SourceConfig(path=f"{scheme}{web}")}, [StageConfig(weights={"web": 1.0})]
+    data.eos_token_id = None
+    files = plan_files(data, scratch)
+    assert Stager(files, scratch, scratch / "status").run().ready
+    copies = open_source("web", files[0].copy.parent)
+    assert resolve_eos(data, [copies]) == 7
+    assert (len(copies.files), copies.tokens) == (4, 800_000)

@@ -67,7 +67,8 @@ def file(tmp_path: Path) -> StageFile:
     web = write_source(tmp_path / "web", 1, manifest=False)
     (web / "000.ds").write_bytes(os.urandom(2 * CHUNK_BYTES + 1000))
     write_manifest(web)
-    return plan_files(staging_config({"web": web}, tmp_path / "scratch"), tmp_path / "scratch")[0]
+    files = plan_files(staging_config({"web": web}, tmp_path / "scratch"), tmp_path / "scratch")
+    return next(file for file in files if file.name == "000.ds")
 
 
 def copier(file: StageFile, rate: float | None = None, told: list[int] | None = None) -> Copier:

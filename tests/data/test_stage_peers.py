@@ -17,6 +17,7 @@ from harness.data.stage_peers import STALE_SECONDS, Peers, PeerServer, run_token
 from harness.data.stage_plan import StageFile, plan_files
 from harness.data.stage_status import StageState
 from tests.data.staging import contents, staging_config, write_source
+from tests.data.test_tokenizer_files import write_tokenizer
 
 
 @pytest.fixture
@@ -28,6 +29,10 @@ def planned(web: Path, node: str) -> list[StageFile]:
     """What `node` stages; each has a disk of its own."""
     scratch = web.parent / node
     return plan_files(staging_config({"web": web}, scratch), scratch)
+
+
+def token_file(web: Path, node: str) -> StageFile:
+    return next(file for file in planned(web, node) if file.name == "000.ds")
 
 
 def stage(web: Path, node: str, peers: list[Peers] | None = None) -> Stager:
@@ -118,7 +123,7 @@ def test_a_file_larger_than_any_buffer_to_one_who_reads_slowly(tmp_path: Path, f
     while not (folder / "n1.json").exists():
         time.sleep(0.01)
     try:
-        with Peers(folder, "n2", run_token(folder)).open(planned(web, "n2")[0], 0) as source:
+        with Peers(folder, "n2", run_token(folder)).open(token_file(web, "n2"), 0) as source:
             time.sleep(0.3)
             assert source.read() == (web / "000.ds").read_bytes()
     finally:
@@ -128,7 +133,7 @@ def test_a_file_larger_than_any_buffer_to_one_who_reads_slowly(tmp_path: Path, f
 def test_only_what_the_run_stages_only_with_the_token_and_only_reading(
     web: Path, folder: Path, server: PeerServer, tmp_path: Path
 ) -> None:
-    file = planned(web, "n1")[0]
+    file = token_file(web, "n1")
     path = f"/{file.copy.parent.name}/{file.name}"
     version = json.dumps([file.size, file.modified_ns, file.sha256])
     token = f"Bearer {run_token(folder)}"
@@ -152,6 +157,28 @@ def test_only_what_the_run_stages_only_with_the_token_and_only_reading(
 
 
 def test_another_version_is_not_taken(web: Path, folder: Path, server: PeerServer) -> None:
-    file = dataclasses.replace(planned(web, "n2")[0], sha256="0" * 64)
+    file = dataclasses.replace(token_file(web, "n2"), sha256="0" * 64)
     with pytest.raises(OSError, match=r"no other node has 000\.ds"):
         Peers(folder, "n2", run_token(folder)).open(file, 0)
+
+
+def test_files_of_one_name_in_folders_of_two_sources_are_not_mixed_up(tmp_path: Path) -> None:
+    """Each has its own tokenizer; only the original of the second one is there to be seen."""
+    sources = {name: write_source(tmp_path / name, 1) for name in ("web", "code")}
+    for name, source in sources.items():
+        write_tokenizer(source / "tokenizer", {name: 0})
+
+    def planned_on(node: str) -> list[StageFile]:
+        return plan_files(staging_config(sources, tmp_path / node), tmp_path / node)
+
+    Stager(planned_on("n1"), tmp_path / "n1", tmp_path / "n1.json").run()
+    server = PeerServer(planned_on("n1"), tmp_path / "peers", "n1", "127.0.0.1", run_token(tmp_path / "peers"))
+    while not (tmp_path / "peers" / "n1.json").exists():
+        time.sleep(0.01)
+    try:
+        peers = Peers(tmp_path / "peers", "n2", run_token(tmp_path / "peers"))
+        for file in planned_on("n2"):
+            with peers.open(file, 0) as answer:
+                assert answer.read() == Path(file.origin).read_bytes()
+    finally:
+        server.close()

@@ -1,5 +1,6 @@
 """What is staged, and in which order."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from harness.data.stage_paths import staged_path
 from harness.data.stage_plan import first_uses, in_order_of_use, plan_files, shuffled
 from harness.data.windows import Windows, open_sources
 from tests.data.conftest import write_token_file
-from tests.data.staging import SEQ_LEN, staging_config, write_source
+from tests.data.staging import SEQ_LEN, staging_config, write_manifest, write_source
+from tests.data.test_tokenizer_files import write_tokenizer
 
 
 def order_of(sources: dict[str, Path], stages: list[StageConfig], batch: int = 4) -> SampleOrder:
@@ -24,14 +26,38 @@ def test_token_files_with_all_that_lies_beside_them_and_nothing_else(tmp_path: P
     web = write_source(tmp_path / "web", files=2)
     (web / "000.ds.sums").write_bytes(b"sums")
     (web / "notes.txt").write_text("mine")
-    (web / "tokenizer").mkdir()
     files = plan_files(staging_config({"web": web}, tmp_path / "scratch"), tmp_path / "scratch")
     names = ["000.ds", "000.ds.index", "000.ds.metadata", "000.ds.sums", "001.ds", "001.ds.index", "001.ds.metadata"]
-    assert [file.name for file in files] == [*names, "manifest.json"]
+    assert [file.name for file in files] == ["manifest.json", *names]
     for file in files:
         assert file.copy == staged_path(tmp_path / "scratch", file.origin)
         assert file.size == Path(file.origin).stat().st_size
         assert (file.sha256 is None) == (file.name in ("000.ds.sums", "manifest.json"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_tokenizer_that_prepare_leaves_comes_first(tmp_path: Path, scheme: str) -> None:
+    """A run knows by it how documents end. It is no token data, whatever its files are called."""
+    web = write_source(tmp_path / "web", files=1, manifest=False)
+    write_tokenizer(web / "tokenizer", {"a": 0})
+    (web / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    (web / "tokenizer" / "vocab.ds").write_text("no tokens")
+    (web / "best_fit-8-other").mkdir()
+    write_manifest(web, ["tokenizer/tokenizer.json"])
+    data = staging_config({}, tmp_path / "s")
+    data.sources, data.stages = {"web": SourceConfig(path=f"{scheme}{web}")}, [StageConfig(weights={"web": 1.0})]
+    files = plan_files(data, tmp_path / "s")
+    small = [
+        "manifest.json",
+        *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "tokenizer.json", "vocab.ds")),
+    ]
+    assert [file.name for file in files] == [*small, "000.ds", "000.ds.index", "000.ds.metadata"]
+    tokenizer = files[2]
+    assert tokenizer.origin == f"{scheme}{web}/tokenizer/tokenizer.json"
+    assert tokenizer.copy == files[4].copy.parent / "tokenizer" / "tokenizer.json"
+    assert tokenizer.sha256 == hashlib.sha256((web / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
+    in_order = in_order_of_use(files, order_of({"web": web}, data.stages), 0)
+    assert [file.name for file in in_order[:4]] == small
 
 
 def test_a_source_that_is_one_file_brings_that_one_alone(tmp_path: Path) -> None:
