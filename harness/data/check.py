@@ -1,6 +1,5 @@
 """Everything that can be wrong with a run's token files and tokenizer, found in seconds and told all at once."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +9,7 @@ import numpy as np
 from harness.config.schema import DataConfig
 from harness.data.errors import DataError
 from harness.data.held_out import in_both, too_few
-from harness.data.origins import is_url, list_folder, split
-from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, inspect_source, source_key
+from harness.data.token_files import DTYPES, HEADER_THREADS, TokenFile, TokenSource, index_path, inspect_source
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
 from harness.data.windows import packing_of, window_problems
 
@@ -25,19 +23,15 @@ SAMPLED_DOCUMENTS = 16
 def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) -> list[str]:
     """Every problem with `data.sources` and `data.validation`, one sentence each; empty: the run can read them.
 
-    Sources in an object store are listed: their files are looked at where they are staged. Of the others,
-    reads headers and a few blocks of each source: token ids that do not fit `vocab_size`, an end-of-document token that
-    never stands at the end of a document, a tokenizer larger than the model's vocabulary, sources tokenised differently,
-    held-out files that are trained on or hold less than `eval_sequences`.
+    Reads headers and a few blocks of each source, in the object store where it lies in one: token ids that do not fit
+    `vocab_size`, an end-of-document token that never stands at the end of a document, a tokenizer larger than the model's
+    vocabulary, sources tokenised differently, held-out files that are trained on or hold less than `eval_sequences`.
     """
     listing = [("sources", *item) for item in data.sources.items()]
     listing += [("validation", *item) for item in data.validation.items()]
-    stored = [item for item in listing if is_url(item[2].path)]
-    listing = [item for item in listing if not is_url(item[2].path)]
     with ThreadPoolExecutor(max(1, min(HEADER_THREADS, len(listing)))) as pool:
         inspected = list(pool.map(lambda item: inspect_source(item[1], item[2].path, item[0]), listing))
         problems = [problem for _, found in inspected for problem in found]
-        problems += filter(None, pool.map(lambda item: _object_store_problem(item[1], item[2].path, item[0]), stored))
         sound = [source for source, found in inspected if source and not found]
         problems += [
             problem for source in sound for problem in window_problems(source, data.seq_len, packing_of(data, source))
@@ -53,23 +47,23 @@ def check_sources(data: DataConfig, vocab_size: int, eval_sequences: int = 0) ->
     return list(dict.fromkeys(problems))
 
 
-def _object_store_problem(name: str, url: str, group: str) -> str | None:
-    key = source_key(name, url, group)
-    folder, only = split(url)
-    try:
-        there = list_folder(folder, key)
-    except DataError as error:
-        return str(error)
-    if any(file.endswith(".ds") and only in (None, file) for file in there):
-        return None
-    return f"{key} holds no .ds files. Give a folder that python -m harness.data prepare made."
-
-
 def find_tokenizer(data: DataConfig, source: TokenSource | None = None) -> Path | None:
     """The tokenizer.json of `data.tokenizer` or, where that is null, the one that `source` names; None: not on this machine."""
     if data.tokenizer is not None:
         return locate_tokenizer(data.tokenizer)
-    return locate_tokenizer(source.tokenizer, near=source.path) if source and source.tokenizer else None
+    return _named_tokenizer(source) if source else None
+
+
+def _named_tokenizer(source: TokenSource) -> Path | None:
+    """The tokenizer.json that the files of `source` name, if it is on this machine or beside them in an object store."""
+    if source.tokenizer is None:
+        return None
+    near = source.path
+    if source.store is not None:
+        from harness.data.stored_tokenizer import fetch
+
+        near = fetch(source.store, source.tokenizer, source.key) or near
+    return locate_tokenizer(source.tokenizer, near)
 
 
 def resolve_eos(data: DataConfig, sources: Iterable[TokenSource]) -> int | None:
@@ -100,12 +94,11 @@ def _tokenizer_problems(data: DataConfig, sources: list[TokenSource], vocab_size
     problems: list[str] = []
     facts: dict[str, TokenizerFacts] = {}
     for source in sources:  # what the files name, even where data.tokenizer is set: the two must agree
-        named = locate_tokenizer(source.tokenizer, near=source.path) if source.tokenizer else None
-        for path in filter(None, (find_tokenizer(data), named)):
-            try:
+        try:
+            for path in filter(None, (find_tokenizer(data), _named_tokenizer(source))):
                 facts[str(path)] = read_tokenizer(path)
-            except DataError as error:
-                problems.append(str(error))
+        except DataError as error:
+            problems.append(str(error))
     for fact in facts.values():
         if fact.size > vocab_size:
             problems.append(
@@ -130,6 +123,8 @@ def _held_out_problems(data: DataConfig, sound: list[TokenSource], eval_sequence
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
 
         def inodes(source: TokenSource) -> list[tuple[int, int]]:
+            if source.store is not None:
+                return []  # what is held out is on a mounted file system
             stats = pool.map(lambda file: file.path.stat(), source.files)
             return [(stat.st_dev, stat.st_ino) for stat in stats]
 
@@ -153,7 +148,7 @@ def _content_problems(source: TokenSource, vocab_size: int, eos: int | None) -> 
     try:
         for turn, number in enumerate(spread):
             file = source.files[number]
-            found = _highest_token(file, source.token_size, turn / (SAMPLED_BLOCKS - 1))
+            found = _highest_token(source, file, turn / (SAMPLED_BLOCKS - 1))
             if found >= vocab_size:
                 return [
                     f"{key}: {file.path.name} holds token {found}, but model.vocab_size={vocab_size}. Use the tokenizer's "
@@ -161,7 +156,7 @@ def _content_problems(source: TokenSource, vocab_size: int, eos: int | None) -> 
                 ]
         last = _tokens_at_document_ends(source) if eos is not None else []
     except OSError as error:
-        return [f"{key} cannot be read: {error.strerror}"]
+        return [f"{key} cannot be read: {error.strerror or error}"]
     if last and eos not in last:
         return [
             f"data.eos_token_id={eos}: no document looked at in {key} ends with it (they end with "
@@ -171,24 +166,22 @@ def _content_problems(source: TokenSource, vocab_size: int, eos: int | None) -> 
     return []
 
 
-def _highest_token(file: TokenFile, token_size: int, where: float) -> int:
+def _highest_token(source: TokenSource, file: TokenFile, where: float) -> int:
     """Highest id in one block; `where` goes from 0, the file's start, to 1, its end."""
-    block = BLOCK_BYTES // token_size
-    offset = int(max(0, file.tokens - block) * where) * token_size
-    with file.path.open("rb") as handle:
-        data = os.pread(handle.fileno(), BLOCK_BYTES, offset)
-    return int(np.frombuffer(data[: len(data) // token_size * token_size], DTYPES[token_size]).max(initial=0))
+    size = source.token_size
+    block = BLOCK_BYTES // size
+    data = source.folder.read(file.path.name, int(max(0, file.tokens - block) * where) * size, BLOCK_BYTES)
+    return int(np.frombuffer(data[: len(data) // size * size], DTYPES[size]).max(initial=0))
 
 
 def _tokens_at_document_ends(source: TokenSource) -> list[int]:
     """Last tokens of the first documents of the first file that has an index."""
+    folder, width = source.folder, source.token_size
     for file in source.files:
-        index = file.path.with_name(file.path.name + ".index")
-        if index.exists():
-            with index.open("rb") as handle:
-                ends = np.frombuffer(handle.read(8 * SAMPLED_DOCUMENTS), "<u8")
-            with file.path.open("rb") as handle:
-                offsets = [(int(end) - 1) * source.token_size for end in ends if end]
-                read = [os.pread(handle.fileno(), source.token_size, offset) for offset in offsets]
-            return [int.from_bytes(token, "little") for token in read]
+        index = index_path(file.path).name
+        if folder.size(index) is None:
+            continue
+        ends = np.frombuffer(folder.read(index, 0, 8 * SAMPLED_DOCUMENTS), "<u8")
+        read = [folder.read(file.path.name, (int(end) - 1) * width, width) for end in ends if end]
+        return [int.from_bytes(token, "little") for token in read]
     return []

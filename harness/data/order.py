@@ -17,7 +17,6 @@ from harness.data.errors import DataError
 from harness.data.mixture import Mixture, Part
 from harness.data.packing import cut
 from harness.data.shuffle import Blocks, shuffle_of, shuffled
-from harness.data.stage_paths import read_path
 from harness.data.token_files import TokenSource
 from harness.data.windows import Windows, open_sources
 
@@ -122,16 +121,20 @@ class SampleOrder:
         }
 
 
-def open_order(data: DataConfig, global_batch_size: int, *, build: bool = True) -> SampleOrder:
+def open_order(data: DataConfig, global_batch_size: int, *, build: bool = True, outlines: bool = False) -> SampleOrder:
     """The order that a config defines, with its token files opened. Raises DataError.
+
+    Sources in an object store are opened by their copies on this node; with `outlines`, by what the store tells of them,
+    which gives the same order where nothing is copied yet, and no tokens.
 
     Where `data.packing` needs tables, they are made first, by one process at a time; not so with `build` False, which
     raises `PackingMissing`.
     """
     sources = open_sources(
-        [(name, read_path(source.path, data.stage_to)) for name, source in data.sources.items()],
+        [(name, source.path) for name, source in data.sources.items()],
         data.seq_len,
         packing=data.packing,
+        stage_to=None if outlines else data.stage_to,
     )
     return SampleOrder(
         sources,

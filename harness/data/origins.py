@@ -1,14 +1,18 @@
 """Folders that token files come from, on a mounted file system or in an object store, seen alike."""
 
+import errno
 import json
 import os
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from harness.data.errors import DataError
 
+KEPT_BYTES, KEPT_READS = 1 << 12, 1 << 16
+"""Reads from an object store of up to so many bytes are remembered, and how many of them."""
 MANIFEST = "manifest.json"
 """What `harness.data prepare` writes last: every file with its size and sha256."""
 
@@ -50,7 +54,7 @@ def list_folder(folder: str, key: str, *, missing_ok: bool = False) -> dict[str,
         return _list_url(folder) if is_url(folder) else _list_local(folder)
     except ImportError as error:
         raise DataError(f"{key}: {error}. Install the package that reads it.") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a store's library may raise anything
         if missing_ok and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}
         raise DataError(f"{key} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -66,6 +70,95 @@ def open_at(path: str, offset: int) -> BinaryIO:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
     file.seek(offset)
     return file
+
+
+class Folder(Protocol):
+    """A folder that files are read in."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None: it is not there. Raises OSError."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on, fewer where the file ends. Raises OSError."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A file opened to be read from its start. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class MountedFolder:
+    """On a mounted file system."""
+
+    path: Path
+
+    def size(self, name: str) -> int | None:
+        try:
+            with open(self.path / name, "rb", buffering=0) as file:  # not stat: who may not read it should hear so
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        with open(self.path / name, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self.path / name, "rb")
+
+
+class StoreFolder:
+    """In an object store. Sizes are known from one listing; a read asks for no more than it returns."""
+
+    def __init__(self, url: str, key: str) -> None:
+        """Raises DataError, which names `key`."""
+        self.url, self._key = url, key
+        self.files = list_folder(url, key)
+        """What lies right in it; folders below are listed when something in them is asked for."""
+        self._deeper: dict[str, dict[str, OriginFile]] = {}
+
+    def size(self, name: str) -> int | None:
+        found = self._find(name)
+        return found.size if found else None
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        found = self._find(name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), join(self.url, name))
+        end = min(offset + size, found.size)
+        if offset >= end:
+            return b""
+        read = _range if end - offset <= KEPT_BYTES else _range.__wrapped__
+        return read(join(self.url, name), found.size, found.modified_ns, offset, end)
+
+    def open(self, name: str) -> BinaryIO:
+        return open_at(join(self.url, name), 0)
+
+    def inside(self, folder: str) -> dict[str, OriginFile]:
+        """The files right in a folder below this one, by name; none where there is no such folder. Raises DataError."""
+        if folder not in self._deeper:
+            self._deeper[folder] = list_folder(join(self.url, folder), self._key, missing_ok=True)
+        return self._deeper[folder]
+
+    def _find(self, name: str) -> OriginFile | None:
+        folder, below, last = name.rpartition("/")
+        return (self.inside(folder) if below else self.files).get(last)
+
+
+@lru_cache(maxsize=KEPT_READS)
+def _range(url: str, size: int, modified_ns: int | None, begin: int, end: int) -> bytes:
+    """Bytes of an object of this size and time, remembered: a launch looks at the same headers several times."""
+    import fsspec
+
+    try:
+        store, path = fsspec.core.url_to_fs(url)
+        data: bytes = store.cat_file(path, start=begin, end=end)
+    except OSError:
+        raise
+    except Exception as error:  # a store's library may raise anything
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
+    if len(data) != end - begin:
+        raise OSError(errno.EIO, f"gave {len(data)} of {end - begin} bytes", url)
+    return data
 
 
 def manifest_sums(folder: str, files: dict[str, OriginFile]) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """The windows of `data.packing=best_fit`: computed once per source and sequence length, kept as a table, read from there.
 
 A table is a folder: `packing.json` with the facts, `windows.bin` and `pieces.bin` with one record each. It lies beside the
-token files or, where their folder can't be written, in `data.packing_cache`. It is made under another name and renamed
+token files or, where their folder can't be written or is in an object store, in `data.packing_cache`; `data.stage_to` copies
+it with the token files, and then the copy is read. It is made under another name and renamed
 once it is complete, by one process at a time; others wait. Making it takes memory for some ten thousand documents,
 reading a window that for none.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +26,8 @@ import numpy as np
 
 from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
+from harness.data.origins import join
+from harness.data.stage_paths import staged_path
 from harness.data.token_files import HEADER_THREADS, TokenFile, TokenSource, index_path
 from harness.data.windows import Piece, Windows
 from harness.run.files import read_json, write_json
@@ -34,6 +38,7 @@ WINDOW = np.dtype([("end", "<u8"), ("tokens", "<u4")])
 """Pieces in this window and all before it; tokens in this one."""
 PIECE = np.dtype([("begin", "<u8"), ("tokens", "<u4")])
 """First token in its file; tokens."""
+TABLE_FILES = ("packing.json", "windows.bin", "pieces.bin")
 GROUP_DOCUMENTS = 1 << 16
 """Documents that are packed together. More would waste hardly less, and scatter the pieces of a window over more of the file."""
 STALE_SECONDS = 60.0
@@ -45,16 +50,31 @@ class PackingMissing(DataError):
     """The table has not been made yet."""
 
 
-class PackedWindows(Windows):
-    """A source's documents in windows of at most `seq_len` + 1 tokens, as a table says."""
+class _Packed(Windows):
+    """A source's documents in windows of at most `seq_len` + 1 tokens, by the facts of a table."""
 
     padded = True
 
+    def __init__(self, source: TokenSource, seq_len: int, facts: dict[str, Any]) -> None:
+        super().__init__(source, seq_len)
+        self.facts = facts
+        self._ends = list(accumulate(facts["windows_of_files"]))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"packing": self.facts["digest"]}
+
+    @property
+    def wasted(self) -> float:
+        return 1 - float(self.facts["tokens"]) / max(1, self.count * (self.seq_len + 1))
+
+
+class PackedWindows(_Packed):
+    """As a table on this machine, or one that it sees, says."""
+
     def __init__(self, source: TokenSource, seq_len: int, table: Path) -> None:
         """Raises DataError where the table is damaged."""
-        super().__init__(source, seq_len)
-        self.facts: dict[str, Any] = _facts(table)
-        self._ends = list(accumulate(self.facts["windows_of_files"]))
+        super().__init__(source, seq_len, _facts(table))
         self._windows = _map(table / "windows.bin", WINDOW, self.count)
         self._pieces = _map(table / "pieces.bin", PIECE, self.facts["pieces"])
 
@@ -70,45 +90,100 @@ class PackedWindows(Windows):
     def targets(self, windows: np.ndarray) -> int:
         return int(self._windows["tokens"][windows].sum(dtype=np.int64)) - len(windows)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"packing": self.facts["digest"]}
 
-    @property
-    def wasted(self) -> float:
-        return 1 - float(self.facts["tokens"]) / max(1, self.count * (self.seq_len + 1))
+class PackedOutline(_Packed):
+    """As a table in the object store says, of which only the facts are read: enough for the order, not for the samples."""
+
+    def pieces(self, window: int) -> tuple[Piece, ...]:
+        raise self._not_here()
+
+    def targets(self, windows: np.ndarray) -> int:
+        raise self._not_here()
+
+    def _not_here(self) -> DataError:
+        return DataError(
+            f"{self.source.key}: its packing table is in the object store; to have it here, run python -m harness.data stage "
+            "with the same overrides, or --run RUN"
+        )
 
 
 def cut(source: TokenSource, data: DataConfig, *, build: bool = True) -> Windows:
     """A source of `data.sources` as `data.packing` cuts it. Raises DataError; see `harness.data.order.open_order`."""
     if data.packing is Packing.chunk:
         return Windows(source, data.seq_len)
-    name = _table_name(source, data.seq_len)
-    places = [source.path / name, Path(data.packing_cache).expanduser() / name]
+    name = table_name(source, data.seq_len)
+    copy = _staged_table(source, data, name)
+    if copy is not None:
+        return PackedWindows(source, data.seq_len, copy)
+    places = _places(source, data, name)
     table = _find(places)
+    if table is None and (facts := _stored_facts(source, name)) is not None:
+        return PackedOutline(source, data.seq_len, facts)
     if table is None and not build:
         raise PackingMissing(f"{source.key}: not packed for data.seq_len={data.seq_len} yet; launching the run does it")
     return PackedWindows(source, data.seq_len, table or _make(source, data.seq_len, places))
+
+
+def locate_table(source: TokenSource, data: DataConfig) -> tuple[str, str] | None:
+    """(name, folder or URL) of the table of a source that was not opened by its copies; None: it has not been made yet.
+
+    Raises DataError.
+    """
+    name = table_name(source, data.seq_len)
+    if _stored_facts(source, name) is not None:
+        assert source.store is not None
+        return name, join(source.store.url, name)
+    table = _find(_places(source, data, name))
+    return (name, str(table)) if table else None
+
+
+def _places(source: TokenSource, data: DataConfig, name: str) -> list[Path]:
+    """Where a table is looked for and made: beside the token files, but not beside copies, which every node has for itself."""
+    cache = Path(data.packing_cache).expanduser() / name
+    return [source.path / name, cache] if source.url is None else [cache]
+
+
+def _staged_table(source: TokenSource, data: DataConfig, name: str) -> Path | None:
+    """The table's copy on this node, once all of it is there."""
+    if data.stage_to is None or source.store is not None:
+        return None
+    copy = source.path / name if source.url is not None else staged_path(data.stage_to, source.path / name)
+    return copy if all((copy / file).is_file() for file in TABLE_FILES) else None
+
+
+def _stored_facts(source: TokenSource, name: str) -> dict[str, Any] | None:
+    """Facts of the table that lies beside token files in an object store."""
+    if source.store is None:
+        return None
+    place = f"{name}/packing.json"
+    try:
+        size = source.store.size(place)
+        return None if size is None else dict(json.loads(source.store.read(place, 0, size)))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{source.key}: {place} can't be read: {error}. Remove {name}, and it is made again.") from None
 
 
 def _find(places: list[Path]) -> Path | None:
     return next((place for place in places if (place / "packing.json").is_file()), None)
 
 
-def _table_name(source: TokenSource, seq_len: int) -> str:
-    """A name that changes with the files' names, sizes and documents, not with where they lie."""
+def table_name(source: TokenSource, seq_len: int) -> str:
+    """A name that changes with the files' names, sizes and documents, not with where they lie. Raises DataError."""
+    folder = source.folder
 
     def outline(file: TokenFile) -> list[Any]:
         # the same documents shuffled anew have another one end in the middle
-        with index_path(file.path).open("rb") as index:
-            size = os.fstat(index.fileno()).st_size
-            return [file.path.name, file.tokens, size, os.pread(index.fileno(), 8, size // 16 * 8).hex()]
+        index = index_path(file.path).name
+        size = folder.size(index)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), index)
+        return [file.path.name, file.tokens, size, folder.read(index, size // 16 * 8, 8).hex()]
 
     try:
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
             listing = list(pool.map(outline, source.files))
     except OSError as error:
-        raise DataError(f"{source.key}: {error.filename} cannot be read: {error.strerror}") from None
+        raise DataError(f"{source.key}: {error.filename} cannot be read: {error.strerror or error}") from None
     digest = hashlib.blake2b(json.dumps([FORMAT, listing]).encode(), digest_size=6).hexdigest()
     return f"best_fit-{seq_len}-{digest}"
 
@@ -215,7 +290,7 @@ def _write(source: TokenSource, seq_len: int, folder: Path, lock: Path) -> dict[
     facts = {"format": FORMAT, "seq_len": seq_len, "documents": 0, "split": 0, "tokens": 0, "pieces": 0}
     windows_of_files: list[int] = []
     digest = hashlib.blake2b(digest_size=16)
-    total = sum(index_path(file.path).stat().st_size // 8 for file in source.files)
+    total = sum((source.folder.size(index_path(file.path).name) or 0) // 8 for file in source.files)
 
     def add(packed: Packed, windows_file: Any, pieces_file: Any) -> None:
         pieces = np.empty(len(packed.begins), PIECE)
@@ -254,7 +329,7 @@ def _write(source: TokenSource, seq_len: int, folder: Path, lock: Path) -> dict[
 def _documents(source: TokenSource, path: Path, tokens: int) -> Iterator[tuple[np.ndarray, int]]:
     """The ends of a file's documents, a group at a time: int64 [documents], and where the first of them begins."""
     begin = 0
-    with index_path(path).open("rb") as file:
+    with source.folder.open(index_path(path).name) as file:
         while block := file.read(8 * GROUP_DOCUMENTS):
             ends = np.frombuffer(block[: len(block) // 8 * 8], "<u8").astype(np.int64)
             if (np.diff(ends, prepend=begin) < 0).any():

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.schema import DataConfig
+from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
 from harness.data.order import SampleOrder
 from harness.data.origins import MANIFEST, join, list_folder, manifest_sums, split
+from harness.data.packing import TABLE_FILES, locate_table
 from harness.data.stage_paths import staged_folder
-from harness.data.token_files import source_key
+from harness.data.token_files import open_source, source_key
 
 TOKENIZER_FOLDER = "tokenizer"
 """Where `harness.data prepare` leaves the tokenizer, below the token files: their metadata name it there."""
-BESIDE = (MANIFEST, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-"""Files that belong to a whole source, where they lie right beside its token files."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What may be read of a tokenizer; some lay it right beside the token files."""
 LOOK_AHEAD_SAMPLES = 1 << 18
 """Samples that are followed one by one to see which files they touch; what comes later is estimated from the weights."""
 CHUNK_SAMPLES = 1 << 14
@@ -51,7 +52,7 @@ class StageFile:
 
 def plan_files(data: DataConfig, stage_to: str | Path, step: int = 0) -> list[StageFile]:
     """Every file of the sources that have a weight after `step` steps: token files and what lies beside them under their
-    names, with the folder's manifest and tokenizer. Sources in the order of the config; of each, what is needed to open
+    names, with the folder's manifest, tokenizer and packing table. Sources in the order of the config; of each, what is needed to open
     it comes first, then files by name.
 
     Raises DataError that lists every source that can't be listed or holds no token files.
@@ -61,7 +62,7 @@ def plan_files(data: DataConfig, stage_to: str | Path, step: int = 0) -> list[St
     seen: set[Path] = set()
     for name in _needed(data, step):
         try:
-            found = _files_of(name, data.sources[name].path, stage_to)
+            found = [*_table_of(name, data, stage_to), *_files_of(name, data.sources[name].path, stage_to)]
         except DataError as error:
             problems.append(str(error))
             continue
@@ -150,7 +151,9 @@ def _files_of(name: str, path: str, stage_to: str | Path) -> list[StageFile]:
     token_files = [file for file in there if file.endswith(".ds") and only in (None, file)]
     if not token_files:
         raise DataError(f"{key} holds no .ds files. Give a folder that python -m harness.data prepare made.")
-    wanted = {file: there[file] for file in there if _token_file(file) in token_files or file in BESIDE}
+    wanted = {
+        file: there[file] for file in there if _token_file(file) in token_files or file in (MANIFEST, *TOKENIZER_FILES)
+    }
     for file in list_folder(join(folder, TOKENIZER_FOLDER), key, missing_ok=True).values():
         wanted[f"{TOKENIZER_FOLDER}/{file.name}"] = file
     try:
@@ -161,6 +164,26 @@ def _files_of(name: str, path: str, stage_to: str | Path) -> list[StageFile]:
     return [
         StageFile(name, join(folder, file), copies, file, found.size, found.modified_ns, sums.get(file))
         for file, found in sorted(wanted.items(), key=lambda item: (_is_data(item[0]), item[0]))
+    ]
+
+
+def _table_of(name: str, data: DataConfig, stage_to: str | Path) -> list[StageFile]:
+    """The table of `data.packing=best_fit`, beside the token files or in `data.packing_cache`, where there is one already."""
+    if data.packing is not Packing.best_fit:
+        return []
+    source = open_source(name, data.sources[name].path)
+    table = locate_table(source, data)
+    if table is None:
+        return []
+    table_name, place = table
+    copies = staged_folder(stage_to, split(data.sources[name].path)[0])
+    found = list_folder(place, source.key)
+    return [
+        StageFile(
+            name, join(place, file), copies, f"{table_name}/{file}", found[file].size, found[file].modified_ns, None
+        )
+        for file in TABLE_FILES
+        if file in found
     ]
 
 

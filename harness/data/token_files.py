@@ -5,15 +5,18 @@ cumulative), `X.ds.metadata` three lines: "tokenizer|bytes per token", tokens, t
 be missing. Only sizes and a few bytes of each file are read here.
 """
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.data.errors import DataError
+from harness.data.origins import Folder, MountedFolder, StoreFolder, is_url, split
+from harness.data.stage_paths import read_path
 
 DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 """Bytes per token -> how numpy reads it."""
@@ -27,6 +30,7 @@ class TokenFile:
     """One `.ds` file."""
 
     path: Path
+    """Where it is read. Of a source whose outline was read in an object store, only the name means something."""
     tokens: int
 
 
@@ -37,6 +41,7 @@ class TokenSource:
     name: str
     """Its key in `data.sources`."""
     path: Path
+    """The folder; of a source in an object store that of its copies on this node."""
     files: tuple[TokenFile, ...]
     token_size: int
     """Bytes per token: 2 or 4."""
@@ -44,6 +49,15 @@ class TokenSource:
     """What the metadata calls the tokenizer; a path may be relative to `path`."""
     group: str = "sources"
     """Part of the config that names it: `data.sources` or `data.validation`."""
+    url: str | None = None
+    """What the config names, where that is in an object store."""
+    store: StoreFolder | None = field(default=None, compare=False)
+    """Where it was looked at, where that was the object store itself: its copies need not be on this machine."""
+
+    @property
+    def folder(self) -> Folder:
+        """Reads its files, wherever it was looked at."""
+        return self.store or MountedFolder(self.path)
 
     @property
     def tokens(self) -> int:
@@ -53,7 +67,7 @@ class TokenSource:
     @property
     def key(self) -> str:
         """What messages call it."""
-        return source_key(self.name, self.path, self.group)
+        return source_key(self.name, self.url or self.path, self.group)
 
 
 def source_key(name: str, path: str | Path, group: str = "sources") -> str:
@@ -74,17 +88,31 @@ def open_source(name: str, path: str | Path) -> TokenSource:
     return source
 
 
-def inspect_source(name: str, path: str | Path, group: str = "sources") -> tuple[TokenSource | None, list[str]]:
-    """The source of `data.GROUP`, if it could be opened, and everything that is wrong with it."""
+def inspect_source(
+    name: str, path: str | Path, group: str = "sources", stage_to: str | None = None
+) -> tuple[TokenSource | None, list[str]]:
+    """The source of `data.GROUP`, if it could be opened, and everything that is wrong with it.
+
+    One in an object store is looked at there, which takes a listing and a few small reads per file; with `stage_to`, its
+    copies below that folder are opened instead.
+    """
     key = source_key(name, path, group)
     if not str(path):
         return None, [f"data.{group}.{name}.path is not set. Give a folder that python -m harness.data prepare made."]
+    url = str(path) if is_url(str(path)) else None
+    store: StoreFolder | None = None
     try:
-        files = _list_files(Path(path).expanduser(), key)
+        if url is None:
+            files = _list_files(Path(path).expanduser(), key)
+        elif stage_to is not None:
+            files = _list_copies(url, stage_to, key)
+        else:
+            store, files = _list_store(url, key)
     except DataError as error:
         return None, [str(error)]
+    folder: Folder = store or MountedFolder(files[0].parent)
     with ThreadPoolExecutor(min(HEADER_THREADS, len(files))) as pool:
-        headers = list(pool.map(_read_header, files))
+        headers = list(pool.map(lambda file: _read_header(folder, file), files))
     broken = [f"{key}: {header.error}" for header in headers if header.error]
     if broken:
         return None, broken
@@ -102,7 +130,7 @@ def inspect_source(name: str, path: str | Path, group: str = "sources") -> tuple
         problems.append(f"{key} mixes tokenizers: {', '.join(sorted(tokenizers))}. Use one for all files.")
     root = files[0].parent
     token_files = tuple(TokenFile(header.path, header.size // width) for header in headers)
-    return TokenSource(name, root, token_files, width, min(tokenizers, default=None), group), problems
+    return TokenSource(name, root, token_files, width, min(tokenizers, default=None), group, url, store), problems
 
 
 def _list_files(path: Path, key: str) -> list[Path]:
@@ -123,6 +151,31 @@ def _list_files(path: Path, key: str) -> list[Path]:
     return files
 
 
+def _list_copies(url: str, stage_to: str, key: str) -> list[Path]:
+    copies = Path(read_path(url, stage_to))
+    try:
+        if copies.is_file():
+            return [copies]
+        files = sorted(copies.glob("*.ds"))
+    except OSError as error:
+        raise DataError(f"{key}: its copies in {copies} cannot be read: {error.strerror}") from None
+    if not files:
+        raise DataError(
+            f"{key}: has no copies in data.stage_to={stage_to} on this machine ({copies}). A run's agent makes them before "
+            "training starts; to have them here, run python -m harness.data stage with the same overrides, or --run RUN."
+        )
+    return files
+
+
+def _list_store(url: str, key: str) -> tuple[StoreFolder, list[Path]]:
+    location, only = split(url)
+    store = StoreFolder(location, key)
+    names = sorted(name for name in store.files if name.endswith(".ds") and only in (None, name))
+    if not names:
+        raise DataError(f"{key} holds no .ds files. Give a folder that python -m harness.data prepare made.")
+    return store, [Path(location) / name for name in names]
+
+
 @dataclass
 class _Header:
     """What one file says of itself; `error` when it cannot be read at all."""
@@ -139,42 +192,43 @@ class _Header:
     error: str = ""
 
 
-def _read_header(path: Path) -> _Header:
-    header = _Header(path)
+def _read_header(folder: Folder, path: Path) -> _Header:
+    header, name = _Header(path), path.name
     try:
-        with path.open("rb") as file:
-            header.size = os.fstat(file.fileno()).st_size
-        _read_index(header)
-        named = _read_metadata(header)
+        size = folder.size(name)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        header.size = size
+        _read_index(folder, header)
+        named = _read_metadata(folder, header)
         if header.size == 0:
-            header.error = f"{path.name} is empty. Remove it or tokenise again."
+            header.error = f"{name} is empty. Remove it or tokenise again."
         elif named:
             header.width, header.width_from = named, "from its metadata"
         elif header.index_end and header.size in (2 * header.index_end, 4 * header.index_end):
             header.width, header.width_from = header.size // header.index_end, "from its index"
         else:
-            header.width, header.width_from = _sniff_width(path), "guessed from its content"
+            header.width, header.width_from = _sniff_width(folder, name), "guessed from its content"
     except OSError as error:
-        header.error = f"{path.name} cannot be read: {error.strerror}"
+        header.error = f"{name} cannot be read: {error.strerror or error}"
     return header
 
 
-def _read_index(header: _Header) -> None:
-    index = index_path(header.path)
-    if not index.exists():
-        return
-    with index.open("rb") as file:
-        header.index_size = os.fstat(file.fileno()).st_size
-        tail = os.pread(file.fileno(), 8, max(0, header.index_size - 8))
-    header.index_end = int.from_bytes(tail, "little")
+def _read_index(folder: Folder, header: _Header) -> None:
+    name = index_path(header.path).name
+    size = folder.size(name)
+    if size is not None:
+        header.index_size = size
+        header.index_end = int.from_bytes(folder.read(name, max(0, size - 8), 8), "little")
 
 
-def _read_metadata(header: _Header) -> int | None:
+def _read_metadata(folder: Folder, header: _Header) -> int | None:
     """Fill in tokenizer and tokens; returns bytes per token where the metadata says so (older files do not)."""
-    metadata = header.path.with_name(header.path.name + ".metadata")
-    if not metadata.exists():
+    metadata = f"{header.path.name}.metadata"
+    size = folder.size(metadata)
+    if size is None:
         return None
-    lines = metadata.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = folder.read(metadata, 0, size).decode("utf-8", errors="replace").splitlines()
     name, _, width = lines[0].rpartition("|") if lines else ("", "", "")
     if width not in ("2", "4"):
         name, width = (lines[0] if lines else ""), ""
@@ -185,11 +239,10 @@ def _read_metadata(header: _Header) -> int | None:
     return int(width) if width else None
 
 
-def _sniff_width(path: Path) -> int:
+def _sniff_width(folder: Folder, name: str) -> int:
     """Bytes per token by content: in uint32 ids every second uint16 is nearly zero, for any vocabulary under a million."""
-    with path.open("rb") as file:
-        halves = np.frombuffer(file.read(SNIFF_BYTES)[: SNIFF_BYTES // 4 * 4], dtype=np.uint8)
-    high = halves[: len(halves) // 4 * 4].view("<u2")[1::2]
+    content = folder.read(name, 0, SNIFF_BYTES)
+    high = np.frombuffer(content[: len(content) // 4 * 4], "<u2")[1::2]
     return 4 if len(high) and int(high.max()) < 16 else 2
 
 

@@ -68,12 +68,17 @@ class Windows:
 
 
 def open_sources(
-    paths: Iterable[tuple[str, str | Path]], seq_len: int, group: str = "sources", packing: Packing = Packing.chunk
+    paths: Iterable[tuple[str, str | Path]],
+    seq_len: int,
+    group: str = "sources",
+    packing: Packing = Packing.chunk,
+    stage_to: str | None = None,
 ) -> list[TokenSource]:
-    """Open all (name, path) pairs of `data.GROUP`, in order. Raises DataError that lists everything wrong with any of them."""
+    """Open all (name, path) pairs of `data.GROUP`, in order; `stage_to` as for `inspect_source`. Raises DataError that lists
+    everything wrong with any of them."""
     sources, problems = [], []
     for name, path in paths:
-        source, found = inspect_source(name, path, group)
+        source, found = inspect_source(name, path, group, stage_to)
         problems += found or window_problems(source, seq_len, packing)
         sources.append(source)
     if problems:
@@ -102,11 +107,12 @@ def window_problems(source: TokenSource | None, seq_len: int, packing: Packing =
 
 
 def _index_problems(source: TokenSource) -> list[str]:
-    indices = [index_path(file.path) for file in source.files]
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        missing = [
-            index.name for index, there in zip(indices, pool.map(Path.is_file, indices), strict=True) if not there
-        ]
+    indices, folder = [index_path(file.path).name for file in source.files], source.folder
+    try:
+        with ThreadPoolExecutor(HEADER_THREADS) as pool:
+            missing = [name for name, size in zip(indices, pool.map(folder.size, indices), strict=True) if size is None]
+    except OSError as error:
+        return [f"{source.key}: {error.filename} cannot be read: {error.strerror}"]
     if not missing:
         return []
     more = f" and {len(missing) - 1:,} more like it are" if len(missing) > 1 else " is"

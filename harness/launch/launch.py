@@ -92,10 +92,10 @@ def _seen_data(config: RootConfig) -> dict[str, Any]:
 
 
 def _open_quietly(config: RootConfig) -> SampleOrder:
-    """The run's order, packed first where that is due and this is no dry run. Raises DataError."""
+    """The run's order, packed first where that is due and this is no dry run; nothing needs to be staged. Raises DataError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are shown in the plan
-        return open_order(config.data, config.train.global_batch_size, build=not config.dry_run)
+        return open_order(config.data, config.train.global_batch_size, build=not config.dry_run, outlines=True)
 
 
 def _repeated(source: tuple[str, float]) -> str:
