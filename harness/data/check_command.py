@@ -63,14 +63,14 @@ class SourceReport:
     files: int
     tokens: int
     size: int
-    disk: int
-    """Allocated on disk."""
-    resident_ratio: float
-    cold_files: int
+    disk: int | None
+    """Allocated on disk; None, as what follows: it lies in an object store."""
+    resident_ratio: float | None
+    cold_files: int | None
     """Files that are not all local."""
     windows: int = 0
-    unused_tokens: int = 0
-    """At the ends of files, in no window."""
+    wasted: float = 0.0
+    """Share of the tokens that `data.packing` leaves over, or of the windows' places that it pads."""
     reached: str = ""
     """`every window`, or how many were looked at; empty: not in the order."""
 
@@ -107,21 +107,26 @@ def check(config: "RootConfig", *, full: bool = False, warm: bool = False, threa
     report = Report(socket.gethostname())
     listing = [("sources", *item) for item in data.sources.items()]
     listing += [("validation", *item) for item in data.validation.items()]
-    local = [item for item in listing if not is_url(item[2].path)]
     report.warnings += [
-        f"data.{group}.{name}.path={source.path}: in an object store; python -m harness.data stage checks what it copies"
+        f"data.{group}.{name}.path={source.path}: in an object store, where headers and a few blocks were looked at; python -m "
+        "harness.data stage checks all that it copies"
         for group, name, source in listing
         if is_url(source.path)
     ]
     report.problems += check_sources(data, config.model.vocab_size, train.eval_sequences if train.eval_every else 0)
-    opened = [inspect_source(name, source.path, group)[0] for group, name, source in local]
-    sources = [source for source in opened if source is not None]
+    opened = [inspect_source(name, source.path, group)[0] for group, name, source in listing]
+    readable = [source for source in opened if source is not None]
+    sources = [source for source in readable if source.store is None]
     files = {source.key: _residency(source, report) for source in sources}
     if warm:
         _warm([file for found in files.values() for file in found], threads, report)
         files = {source.key: _residency(source, report) for source in sources}
-    report.sources = [_source_report(source, files[source.key]) for source in sources]
-    report.warnings += [_cold(found) for found in report.sources if found.resident_ratio < RESIDENT]
+    report.sources = [_source_report(source, files.get(source.key)) for source in readable]
+    report.warnings += [
+        _cold(found, found.resident_ratio)
+        for found in report.sources
+        if found.resident_ratio is not None and found.resident_ratio < RESIDENT
+    ]
     _check_coverage(config, report)
     if full:
         _check_content(config, sources, threads, report)
@@ -133,13 +138,13 @@ def as_text(report: Report) -> str:
     """A table, then what to know and what is wrong."""
     from harness.text import bytes_text, count_text
 
-    rows = [("source", "files", "tokens", "size", "on disk", "local", "sequences", "unused", "reached")]
+    rows = [("source", "files", "tokens", "size", "on disk", "local", "sequences", "wasted", "reached")]
     for s in report.sources:
         name = s.name if s.group == "sources" else f"{s.name} ({s.group})"
-        unused = f"{s.unused_tokens / max(1, s.tokens):.2%}" if s.windows else "-"
         rows.append((
-            name, f"{s.files:,}", count_text(s.tokens), bytes_text(s.size), bytes_text(s.disk), f"{s.resident_ratio:.1%}",
-            f"{s.windows:,}" if s.windows else "-", unused, s.reached or "-",
+            name, f"{s.files:,}", count_text(s.tokens), bytes_text(s.size), "-" if s.disk is None else bytes_text(s.disk),
+            "-" if s.resident_ratio is None else f"{s.resident_ratio:.1%}", f"{s.windows:,}" if s.windows else "-",
+            f"{s.wasted:.2%}" if s.windows else "-", s.reached or "-",
         ))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -162,25 +167,26 @@ def _residency(source: "TokenSource", report: Report) -> "list[FileResidency]":
         return []
 
 
-def _source_report(source: "TokenSource", files: "list[FileResidency]") -> SourceReport:
+def _source_report(source: "TokenSource", files: "list[FileResidency] | None") -> SourceReport:
     from harness.data.residency import total
 
-    size, resident = total(files)
+    size, resident = (source.tokens * source.token_size, None) if files is None else total(files)
+    ratio = None if resident is None else resident / size if size else 1.0
     return SourceReport(
         name=source.name,
         group=source.group,
         files=len(source.files),
         tokens=source.tokens,
         size=size,
-        disk=sum(file.disk for file in files),
-        resident_ratio=resident / size if size else 1.0,
-        cold_files=sum(file.resident < RESIDENT * file.size for file in files),
+        disk=None if files is None else sum(file.disk for file in files),
+        resident_ratio=ratio,
+        cold_files=None if files is None else sum(file.resident < RESIDENT * file.size for file in files),
     )
 
 
-def _cold(found: SourceReport) -> str:
+def _cold(found: SourceReport, ratio: float) -> str:
     return (
-        f"data.{found.group}.{found.name}: {found.resident_ratio:.1%} is local, {found.cold_files:,} of {found.files:,} files are "
+        f"data.{found.group}.{found.name}: {ratio:.1%} is local, {found.cold_files:,} of {found.files:,} files are "
         "not, or not all: first reads of them are slow. --warm brings them back; data.stage_to copies them to the nodes"
     )
 
@@ -192,7 +198,7 @@ def _check_coverage(config: "RootConfig", report: Report) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            order = open_order(config.data, config.train.global_batch_size)
+            order = open_order(config.data, config.train.global_batch_size, outlines=True)
     except DataError:
         return  # said already
     by_name = {found.name: found for found in report.sources if found.group == "sources"}
@@ -202,7 +208,7 @@ def _check_coverage(config: "RootConfig", report: Report) -> None:
             report.problems.append(seen.problem)
         if found is not None:
             found.windows = seen.windows
-            found.unused_tokens = max(0, source.tokens - seen.windows * order.seq_len)
+            found.wasted = order.windows[number].wasted
             found.reached = "every sequence" if seen.whole else f"each of {seen.looked_at:,} looked at"
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from harness.config.schema import DataConfig, Packing
 from harness.data.errors import DataError
 from harness.data.origins import join
-from harness.data.stage_paths import staged_path
+from harness.data.stage_paths import staged_folder
 from harness.data.token_files import HEADER_THREADS, TokenFile, TokenSource, index_path
 from harness.data.windows import Piece, Windows
 from harness.run.files import read_json, write_json
@@ -144,11 +144,12 @@ def _places(source: TokenSource, data: DataConfig, name: str) -> list[Path]:
 
 
 def _staged_table(source: TokenSource, data: DataConfig, name: str) -> Path | None:
-    """The table's copy on this node, once all of it is there."""
-    if data.stage_to is None or source.store is not None:
+    """The table's copy on this node, once all of it is there: its name says that it is of the same documents."""
+    if data.stage_to is None:
         return None
-    copy = source.path / name if source.url is not None else staged_path(data.stage_to, source.path / name)
-    return copy if all((copy / file).is_file() for file in TABLE_FILES) else None
+    folder = source.store.url if source.store else os.path.abspath(source.path)
+    copies = source.path if source.url and not source.store else staged_folder(data.stage_to, folder)
+    return copies / name if all((copies / name / file).is_file() for file in TABLE_FILES) else None
 
 
 def _stored_facts(source: TokenSource, name: str) -> dict[str, Any] | None:

@@ -1,12 +1,14 @@
 """What a step of a run trains on: sources, files, documents and text. That is how a loss spike is understood.
 
 The batch is computed from the run's config, with `train.skip` and `data.change_at`; nothing of the run's past is needed.
+Of sources in an object store, what is shown is read there: no copy is needed.
 """
 
 import dataclasses
 import json
-import os
 import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from harness.config.schema import DataConfig, RootConfig
 from harness.data.check import find_tokenizer
 from harness.data.errors import DataError
 from harness.data.order import SampleOrder, open_order
+from harness.data.origins import Folder, join
 from harness.data.skips import Skips
 from harness.data.token_files import DTYPES, TokenSource, index_path
 from harness.data.windows import Piece, Windows
@@ -102,7 +105,7 @@ def show(run: str, runs_dir: Path, step: int, *, rank: int | None = None, most: 
         raise DataError(f"--rank {rank}: the run has {dp} data-parallel ranks, 0 to {dp - 1}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the plan has shown them
-        order = open_order(config.data, config.train.global_batch_size, build=False)
+        order = open_order(config.data, config.train.global_batch_size, build=False, outlines=True)
     batch = Skips(config.train.skip).batch_of_step(step)
     size = order.global_batch_size
     offsets = np.arange(size)
@@ -206,34 +209,50 @@ def _read(order: SampleOrder, number: int, window: int, decoder: "_Decoder") -> 
 
 
 def _place(cut: Windows, piece: Piece, decoder: "_Decoder") -> Place:
-    path, width = cut.source.files[piece.file].path, cut.source.token_size
+    source, width = cut.source, cut.source.token_size
+    path = source.files[piece.file].path
+    file = join(source.store.url, path.name) if source.store else str(path)
     try:
-        with path.open("rb") as file:
-            data = os.pread(file.fileno(), piece.tokens * width, piece.offset)
+        data = source.folder.read(path.name, piece.offset, piece.tokens * width)
         ids = np.frombuffer(data[: len(data) // width * width], DTYPES[width]).tolist()
         first = piece.offset // width
         passages = [
-            Passage(document, offset, whole, end - begin, ids[begin:end], decoder.text(cut.source, ids[begin:end]))
-            for document, offset, whole, begin, end in _documents(path, first, piece.tokens)
+            Passage(document, offset, whole, end - begin, ids[begin:end], decoder.text(source, ids[begin:end]))
+            for document, offset, whole, begin, end in _documents(source.folder, path, first, piece.tokens)
         ]
     except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{error.filename or file} cannot be read: {error.strerror or error}") from None
     if len(ids) < piece.tokens:
-        raise DataError(f"{path} ends before token {first + piece.tokens}: it was cut off after the run had started")
-    return Place(str(path), first, piece.tokens, passages)
+        raise DataError(f"{file} ends before token {first + piece.tokens}: it was cut off after the run had started")
+    return Place(file, first, piece.tokens, passages)
 
 
-def _documents(path: Path, first: int, count: int) -> list[tuple[int | None, int | None, bool | None, int, int]]:
+class _Ends(Sequence[int]):
+    """Where the documents of a file end, in tokens; each is read when it is asked for, however many there are."""
+
+    def __init__(self, folder: Folder, index: str, size: int) -> None:
+        self._folder, self._index, self._count = folder, index, size // 8
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        return int.from_bytes(self._folder.read(self._index, 8 * number, 8), "little")
+
+
+def _documents(
+    folder: Folder, path: Path, first: int, count: int
+) -> list[tuple[int | None, int | None, bool | None, int, int]]:
     """(number, tokens of it before, whether whole, begin, end) of each document in `count` tokens from `first` on; begin
-    and end count from `first`. Looks at few places of the index, however large it is."""
-    index = index_path(path)
-    if not index.is_file() or index.stat().st_size < 8:
+    and end count from `first`. Looks at few places of the index, however large it is. Raises OSError."""
+    size = folder.size(index_path(path).name)
+    if size is None or size < 8:
         return [(None, None, None, 0, count)]
-    ends = np.memmap(index, "<u8", "r", shape=(index.stat().st_size // 8,))
+    ends = _Ends(folder, index_path(path).name, size)
     found: list[tuple[int | None, int | None, bool | None, int, int]] = []
-    number, at = int(np.searchsorted(ends, np.uint64(first), side="right")), first
+    number, at = bisect_right(ends, first), first
     while at < first + count and number < len(ends):
-        begin, end = int(ends[number - 1]) if number else 0, int(ends[number])
+        begin, end = ends[number - 1] if number else 0, ends[number]
         until = min(end, first + count)
         if until > at:  # not an empty document
             found.append((number, at - begin, at == begin and until == end, at - first, until - first))

@@ -41,7 +41,7 @@ def check_data(subject: Subject) -> Finding:
         return Finding(count, failures=tuple(problems))
     if stored := [name for name, source in config.data.sources.items() if is_url(source.path)]:
         return Finding(
-            f"{', '.join(stored)} in an object store can be listed; what is in the files is known once they are staged"
+            f"{', '.join(stored)} in an object store: headers and a few blocks are sound; batches can be read once it is staged"
         )
     seek = _Seek(config)
     if failure := seek.run():

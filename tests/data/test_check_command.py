@@ -20,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "harness" / "data-check"
 
 
-def check(capsys: pytest.CaptureFixture[str], web: Path, *more: str, code: int = 0) -> str:
+def check(capsys: pytest.CaptureFixture[str], web: Path | str, *more: str, code: int = 0) -> str:
     arguments = ["check", "+exp=tiny", f"data.sources.demo.path={web}", "data.eos_token_id=0", "data.seq_len=16",
                  "model.vocab_size=256", *more]  # fmt: skip
     assert main(arguments) == code
@@ -38,7 +38,7 @@ def test_sound_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "disk",
         "local",
         "sequences",
-        "unused",
+        "wasted",
         "reached",
     ]
     assert said[1].split()[:5] == ["demo", "3", "12.00", "k", "24.0"] and said[1].endswith("every sequence")
@@ -133,3 +133,32 @@ def test_help_needs_nothing_heavy() -> None:
     for command in ("check", "stage"):
         done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("packing", "share"), [("chunk", 3 / 20), ("best_fit", 1 - 20 / 34)])
+def test_what_packing_wastes(tmp_path: Path, capsys: pytest.CaptureFixture[str], packing: str, share: float) -> None:
+    """Two documents of 10 tokens: cut at 17 they leave 1 window and 3 of 20 tokens, packed 14 of 34 places."""
+    write_token_file(tmp_path / "web", [[*range(1, 10), 0]] * 2)
+    for path in (str(tmp_path / "web"), f"file://{tmp_path}/web"):
+        more = [
+            f"data.packing={packing}",
+            f"data.packing_cache={tmp_path}/packing",
+            f"data.stage_to={tmp_path}/scratch",
+        ]
+        (source,) = json.loads(check(capsys, path, *more, "--json"))["sources"]
+        assert source["wasted"] == pytest.approx(share)
+        assert f" {share:.2%} " in check(capsys, path, *more)
+
+
+def test_a_source_in_an_object_store_is_looked_at_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its size and what it holds are known without a copy; what a file system holds of it is not."""
+    url = f"file://{write_source(tmp_path / 'web')}"
+    said = check(capsys, url, f"data.stage_to={tmp_path}/scratch").splitlines()
+    assert said[1].split() == ["demo", "3", "12.00", "k", "24.0", "kB", "-", "-", "747", "0.38%", "every", "sequence"]
+    assert said[2].startswith(
+        f"  - data.sources.demo.path={url}: in an object store, where headers and a few blocks were"
+    )
+    os.truncate(tmp_path / "web" / "001.ds", 7001)
+    said = check(capsys, url, f"data.stage_to={tmp_path}/scratch", code=1)
+    assert f"data.sources.demo.path={url}: 001.ds has 7001 bytes, no multiple of 2 bytes per token" in said
+    assert not (tmp_path / "scratch").exists()
