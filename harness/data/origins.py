@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -113,6 +112,7 @@ class StoreFolder:
         """Raises DataError, which names `key`."""
         self.url, self._key = url, key
         self.files = list_folder(url, key)
+        self._store, self._path = _store_of(url)  # one connection for all threads
         """What lies right in it; folders below are listed when something in them is asked for."""
         self._deeper: dict[str, dict[str, OriginFile]] = {}
 
@@ -127,8 +127,13 @@ class StoreFolder:
         end = min(offset + size, found.size)
         if offset >= end:
             return b""
-        read = _range if end - offset <= KEPT_BYTES else _range.__wrapped__
-        return read(join(self.url, name), found.size, found.modified_ns, offset, end)
+        key = (join(self.url, name), found.size, found.modified_ns, offset, end)
+        data = _kept.get(key)
+        if data is None:
+            data = self._range(name, offset, end)
+            if len(data) <= KEPT_BYTES and len(_kept) < KEPT_READS:
+                _kept[key] = data
+        return data
 
     def open(self, name: str) -> BinaryIO:
         return open_at(join(self.url, name), 0)
@@ -139,26 +144,31 @@ class StoreFolder:
             self._deeper[folder] = list_folder(join(self.url, folder), self._key, missing_ok=True)
         return self._deeper[folder]
 
+    def _range(self, name: str, begin: int, end: int) -> bytes:
+        try:
+            data: bytes = self._store.cat_file(f"{self._path}/{name}", start=begin, end=end)
+        except Exception as error:  # a store's library may raise anything
+            number, why = getattr(error, "errno", None), getattr(error, "strerror", None)
+            raise OSError(number or errno.EIO, why or f"{type(error).__name__}: {error}", name) from error
+        if len(data) != end - begin:
+            raise OSError(errno.EIO, f"gave {len(data)} of {end - begin} bytes", name)
+        return data
+
     def _find(self, name: str) -> OriginFile | None:
         folder, below, last = name.rpartition("/")
         return (self.inside(folder) if below else self.files).get(last)
 
 
-@lru_cache(maxsize=KEPT_READS)
-def _range(url: str, size: int, modified_ns: int | None, begin: int, end: int) -> bytes:
-    """Bytes of an object of this size and time, remembered: a launch looks at the same headers several times."""
+_kept: dict[tuple[str, int, int | None, int, int], bytes] = {}
+"""What small reads gave, by object, size, time and range: a launch looks at the same headers several times."""
+
+
+def _store_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system, and the path in it."""
     import fsspec
 
-    try:
-        store, path = fsspec.core.url_to_fs(url)
-        data: bytes = store.cat_file(path, start=begin, end=end)
-    except OSError:
-        raise
-    except Exception as error:  # a store's library may raise anything
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
-    if len(data) != end - begin:
-        raise OSError(errno.EIO, f"gave {len(data)} of {end - begin} bytes", url)
-    return data
+    store, path = fsspec.core.url_to_fs(url)
+    return store, path
 
 
 def manifest_sums(folder: str, files: dict[str, OriginFile]) -> dict[str, str]:
@@ -183,9 +193,7 @@ def _list_local(folder: str) -> dict[str, OriginFile]:
 
 
 def _list_url(url: str) -> dict[str, OriginFile]:
-    import fsspec
-
-    store, path = fsspec.core.url_to_fs(url)
+    store, path = _store_of(url)
     entries: list[dict[str, Any]] = store.ls(path, detail=True)
     files = [entry for entry in entries if entry["type"] == "file"]
     names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in files]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,13 +15,14 @@ import pytest
 from harness.agent import data as module
 from harness.agent.data import NodeData, Unready
 from harness.agent.node import Node
-from harness.config.schema import StageWhen
+from harness.config.schema import Packing, SourceConfig, StageWhen
+from harness.data.order import open_order
 from harness.data.stage_paths import StagedFiles
 from harness.data.stage_status import StageState
 from harness.run.attempt import Attempt, claim
 from harness.run.files import write_json
 from harness.run.folder import RunFolder
-from tests.tiny import tiny_run
+from tests.tiny import tiny_run, write_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +99,27 @@ def test_ranks_start_when_all_is_there(make: Make, tmp_path: Path) -> None:
     assert (start["stage_to"], start["when"], start["node"]) == (str(tmp_path / "scratch"), "before", "n1")
     assert done["bytes"] == sum(path.stat().st_size for path in original.parent.iterdir()) and done["seconds"] >= 0
     assert (start["attempt"], done["attempt"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("scheme", "when"), [("", "before"), ("", "while_training"), ("file://", "before")])
+def test_packing_tables_are_staged_so_that_ranks_pack_nothing(
+    make: Make, tmp_path: Path, scheme: str, when: str
+) -> None:
+    """As after a launch: it has packed the source, beside the tokens or, for a URL, in the cache that all nodes see."""
+    source = {"web": SourceConfig(path=f"{scheme}{write_tokens(tmp_path / 'tokens')}")}
+    data = make(data__stage_to=str(tmp_path / "scratch"), data__stage_when=StageWhen(when), data__sources=source,
+                data__packing=Packing.best_fit, data__packing_cache=str(tmp_path / "packing"))  # fmt: skip
+    config = run_of(data).load_config()
+    planned = open_order(config.data, 8, outlines=True)
+    (table,) = [*tmp_path.glob("tokens/best_fit-*"), *tmp_path.glob("packing/best_fit-*")]
+    assert (table.parent.name == "packing") == bool(scheme)
+    assert prepare(data) is None
+    assert poll_until_over(data) is StageState.done
+    data.close()
+    shutil.rmtree(table)
+    order = open_order(config.data, 8, build=False)
+    assert order.definition() == planned.definition()
+    assert order.windows[0].pieces(3) == planned.windows[0].pieces(3)
 
 
 def test_while_training_nobody_waits(make: Make, tmp_path: Path) -> None:

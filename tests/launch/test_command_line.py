@@ -11,6 +11,8 @@ import pytest
 from harness.checkpoint.manifest import Manifest
 from harness.cluster import submit
 from harness.config.compose import compose
+from harness.data.packing import cut
+from harness.data.token_files import open_source
 from harness.launch import __main__ as command_line
 from harness.launch import launch as launch_module
 from harness.launch.launch import make_paths_absolute, run_folder
@@ -133,6 +135,39 @@ def test_a_plan_tells_what_packing_wastes_once_it_is_known(tmp_path: Path) -> No
     assert "packing demo" in real.stderr and len(list(tokens.glob("best_fit-256-*"))) == 1
     for printed in (real.stdout, launch(*packed, "run.name=again", "dry_run=true").stdout):
         assert re.search(r"wasted +demo \d\.\d\d% is padding", printed)
+
+
+@pytest.mark.parametrize(("packing", "cluster"), [("chunk", "local"), ("best_fit", "local"), ("chunk", "slurm")])
+def test_a_source_in_an_object_store_needs_no_copy_to_be_launched(tmp_path: Path, packing: str, cluster: str) -> None:
+    """Where it was never staged, as on a login node, the plan is the one of the same files in a folder."""
+    tokens, no_slurm = write_tokens(tmp_path / "tokens"), {"PATH": "/usr/bin-without-slurm"}
+    asked = ["+exp=tiny", f"cluster={cluster}", "cluster.gpus_per_node=0", f"runs_dir={tmp_path}", "data.eos_token_id=0", f"data.packing={packing}",
+             "dry_run=true"]  # fmt: skip
+    if packing == "best_fit":  # packed beside the tokens, as it was when they were put into the store
+        data = compose([*asked, f"data.sources.demo.path={tokens}"]).data
+        cut(open_source("demo", tokens), data)
+    folder = launch(*asked, f"data.sources.demo.path={tokens}", env=no_slurm)
+    stored = launch(
+        *asked, f"data.sources.demo.path=file://{tokens}", f"data.stage_to={tmp_path}/scratch", env=no_slurm
+    )
+    assert (folder.returncode, stored.returncode) == (0, 0), stored.stderr
+    assert re.search(r"data +demo [\d.]+x read through", stored.stdout)
+    assert stored.stdout == folder.stdout
+    assert not list(tmp_path.glob("scratch/*"))
+
+
+def test_what_is_wrong_in_an_object_store_is_told_by_its_url(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens")
+    os.truncate(tokens / "000.ds", 1001)
+    url = f"file://{tokens}"
+    for path, says in (
+        (url, f"data.sources.demo.path={url}: 000.ds has 1001 bytes"),
+        (f"file://{tmp_path}/none", f"data.sources.demo.path=file://{tmp_path}/none cannot be read: "),
+    ):
+        result = launch("+exp=tiny", f"runs_dir={tmp_path}/runs", f"data.sources.demo.path={path}",
+                        f"data.stage_to={tmp_path}/scratch", "data.eos_token_id=0")  # fmt: skip
+        assert result.returncode != 0 and says in result.stderr, result.stderr
+        assert "Traceback" not in result.stderr and f"{tmp_path}/scratch" not in result.stderr
 
 
 def test_a_mixture_that_can_not_be_followed_is_named(tmp_path: Path) -> None:
