@@ -81,6 +81,22 @@ def test_is_what_the_loader_reads_with_skips_and_changes(run: RunFolder, packing
     assert "step 5 of" in render(batch) and "trains on batch 8, since train.skip leaves some out" in render(batch)
 
 
+@pytest.mark.parametrize("packing", list(Packing))
+def test_a_run_from_an_object_store_is_shown_without_copies(run: RunFolder, packing: Packing, tmp_path: Path) -> None:
+    edit(run, data__packing=packing, data__packing_cache=str(tmp_path / "packing"))
+    read_by_loaders(run.load_config(), 1)
+    mounted = show(str(run.path), Path("runs"), 2, most=-1)
+    for table in (tmp_path / "tokens").glob("best_fit-*"):  # as the launch from the store has made it
+        (tmp_path / "packing").mkdir()
+        table.rename(tmp_path / "packing" / table.name)
+    url = f"file://{tmp_path}/tokens"
+    edit(run, data__sources={"web": SourceConfig(path=url)}, data__stage_to=str(tmp_path / "scratch"))
+    shown = show(str(run.path), Path("runs"), 2, most=-1)
+    assert as_json(shown).replace(url, str(tmp_path / "tokens")) == as_json(mounted)
+    assert shown.samples[0].places[0].file == f"{url}/000.ds"
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_one_rank_sees_its_part(run: RunFolder) -> None:
     edit(run, cluster__ranks_per_node=2)
     config = run.load_config()
