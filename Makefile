@@ -15,8 +15,12 @@ demo: $(VENV)/.installed corpus/tokens/manifest.json
 	echo "  $(BIN)/python -m harness.launch +exp=tiny run.name=second train.steps=400" && \
 	echo "  $(BIN)/python -m harness.status second"
 
+# Those that start daemons or whole runs have the machine to themselves.
+ALONE := slurm or prometheus or e2e
+
 test: $(VENV)/.installed-test components
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not ($(ALONE))"
+	$(BIN)/python -m pytest -m "$(ALONE)"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

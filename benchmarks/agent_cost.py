@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from harness.observe.board import Board, board_path
 from harness.observe.reads import BoardReads
+from harness.run.folder import Ledger
 
 RANKS = 8
 SCRAPE_SECONDS = 5.0
@@ -75,7 +76,7 @@ def train(folder: Path, rank: int, stop: Event) -> None:
     """A trainer's side: steps and reads as a rank reports them."""
     board = Board.open_for_write(board_path(folder / "boards", rank))
     board.set("pid", os.getpid())
-    reads = BoardReads(board)
+    reads = BoardReads(board, Ledger(folder / "events.jsonl", 0))
     reads.register([("/data", f"source-{number}") for number in range(SOURCES)])
     count = 0
     while not stop.wait(1 / READS_PER_SECOND):

@@ -284,7 +284,7 @@ def _data(board: dashboards.Dashboard) -> None:
         lines(
             "Batches read ahead",
             [Query('min by (node) (harness_data_queue_batches{run="$run"})', "{{node}}")],
-            "Near data.read_ahead_batches. At zero the ranks wait for data.",
+            "As many as data.read_ahead_bytes holds. At zero the ranks wait for data.",
             columns=8,
         )
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.agent.node import Node
 from harness.config.layout import layout
 from harness.config.schema import MonitorMode, RootConfig
+from harness.data.copies import mount_point
 from harness.data.origins import is_url
-from harness.data.reader import mount_point
 from harness.data.stage_status import status_path
 from harness.observe.boards import BoardsCollector
 from harness.observe.canary import CanaryCollector, CanaryMount

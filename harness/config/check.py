@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config.check_parallel import check_parallel
+from harness.config.check_reading import check_reading
 from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
 from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig, StageWhen
@@ -22,6 +23,7 @@ def check(config: RootConfig) -> list[str]:
         *_check_model(config),
         *check_parallel(config),
         *_check_data(config),
+        *check_reading(config),
         *check_training(config),
     ]
 
@@ -54,8 +56,6 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "train.max_nonfinite": config.train.max_nonfinite,
         "train.eval_sequences": config.train.eval_sequences,
         "data.seq_len": config.data.seq_len,
-        "data.read_ahead_batches": config.data.read_ahead_batches,
-        "data.read_threads": config.data.read_threads,
         "data.stage_threads": config.data.stage_threads,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": 1 if config.checkpoint.keep is None else config.checkpoint.keep,
@@ -90,8 +90,6 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
             yield f"{key}={number}: must be finite and not negative"
     if config.monitor.port > 65535:
         yield f"monitor.port={config.monitor.port}: ports end at 65535; 0 takes any free one"
-    if config.data.read_threads > 64:
-        yield f"data.read_threads={config.data.read_threads}: at most 64"
     expected = config.monitor.expected_tokens_per_second
     if expected is not None and expected <= 0:
         yield f"monitor.expected_tokens_per_second={expected}: must be positive, or null to let the run calibrate itself"

@@ -175,6 +175,9 @@ class SourceConfig:
 
     path: str = UNSET
     """Where the run reads it: a folder with `*.ds` files."""
+    replicas: list[str] = field(default_factory=list)
+    """Other places with the same files, asked in this order when `path` does not answer: folders, or URLs that fsspec reads
+    (s3://bucket/folder). Copy the `.sums` files along: without them only the sizes of what is read there are checked."""
     id: str = ""
     """Where it lives (a hub name, a bucket). Kept in the run's record, never read."""
 
@@ -233,12 +236,22 @@ class DataConfig:
     """Token that ends a document. null: taken from the tokenizer."""
     document_mask: bool = True
     """Attention does not cross document boundaries, and positions restart at each."""
-    read_ahead_batches: int = 8
-    """Batches that each rank reads ahead."""
+    read_ahead_bytes: int = 268435456
+    """Memory of each rank for batches read ahead, at 4 bytes a token; at least two must fit."""
     read_threads: int = 4
-    """Threads per rank that read."""
+    """Threads per rank that read. While some wait for slow storage more are added, up to 64 in all."""
     slow_read_seconds: float = 0.25
     """Reads above this count as slow and are logged with file and offset."""
+    hedge_seconds: float = 3.0
+    """A read that is not back by then is asked of the next replica as well; the first answer is used. From then on the
+    ledger calls it a stall."""
+    read_timeout_seconds: float = 30.0
+    """A read that is not back by then counts as failed and is tried again, by another thread."""
+    give_up_seconds: float = 600.0
+    """The run ends when a read has not come by then from any place. Keep it below `cluster.hang_seconds`, or the ranks are
+    restarted before they can say which file does not answer."""
+    verify_reads: bool = True
+    """Check what is read against the files' checksums (`X.ds.sums`) where there are some."""
     stage_to: str | None = None
     """Folder on each node's own disk that the token files are copied to, and read from. Runs may share it: a copy serves
     all of them. null: they are read where they are. Held-out files stay where they are."""

@@ -1,29 +1,35 @@
 """Feeds one data-parallel rank: one object per optimizer step, read ahead by background threads, in the run's exact order."""
 
-import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
 from typing import Protocol, Self
 
 import numpy as np
 
+from harness.data.buffers import Allocate, BufferPool, pageable
 from harness.data.errors import DataError
 from harness.data.observer import NullObserver, ReadObserver
-from harness.data.reader import Closing, ReadPlan, WindowReader, mount_point, observer_keys
+from harness.data.read_pool import ReadPool
+from harness.data.read_requests import Request, plan_reads
+from harness.data.read_settings import ReadSettings
+from harness.data.reader import Reader
 from harness.data.skips import NO_SKIPS, Skips
 from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
 from harness.data.windows import Windows
 
-log = logging.getLogger(__name__)
-
 NO_TARGET = -100
 """Label of a token that does not count: cross-entropy leaves it out."""
 CLOSE_SECONDS = 5.0
 """How long `close` waits for threads. One that hangs inside a read cannot be ended; it is a daemon and dies with the process."""
+FINISHED_AHEAD = 2
+"""Batches made ready for the trainer; those behind them wait as tokens alone, in a third of the memory."""
+PLANNED_SAMPLES = 256
+"""Samples looked up in the order at once, so that small batches do not pay for each call."""
 
 
 class Order(Protocol):
@@ -41,7 +47,10 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass of one rank. All arrays int64 [micro_batch_size, seq_len], contiguous and writable."""
+    """One forward pass of one rank. All arrays int32 [micro_batch_size, seq_len], contiguous and writable.
+
+    Their memory is used again once no array, view or tensor over it is left.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -69,7 +78,7 @@ class StepBatch:
 
 @dataclass
 class _Building:
-    """A step whose windows are being read."""
+    """A step whose windows are being read, or wait for the trainer."""
 
     step: int
     batch: int
@@ -77,7 +86,11 @@ class _Building:
     sources: np.ndarray
     windows: np.ndarray
     tokens: np.ndarray
-    missing: int
+    """int32 [samples, seq_len + 1]."""
+    reads: int
+    """That it takes to fill `tokens`."""
+    come: Iterator[int] = field(default_factory=lambda: count(1))
+    """Numbers the reads as they come: whoever gets the last number has the batch complete."""
 
 
 class Loader:
@@ -90,8 +103,9 @@ class Loader:
 
     `staged` tells which files have a copy on the node's own disk: those are read there.
 
-    Threads start at once and read at most `read_ahead_batches` steps ahead; use `close()` or a `with` block. Reads that keep
-    failing, and token ids at or above `vocab_size`, raise DataError from `next()`.
+    Threads start at once and read as many batches ahead as `reading` has memory for; use `close()` or a `with` block. Reads
+    that keep failing, and token ids at or above `vocab_size`, raise DataError from `next()`. `allocate` makes the memory of
+    the arrays that `next()` returns.
     """
 
     def __init__(
@@ -110,10 +124,9 @@ class Loader:
         stop_step: int | None = None,
         skips: Skips = NO_SKIPS,
         vocab_size: int | None = None,
-        read_ahead_batches: int = 8,
-        read_threads: int = 4,
-        slow_read_seconds: float = 0.25,
+        reading: ReadSettings | None = None,
         observer: ReadObserver | None = None,
+        allocate: Allocate = pageable,
         staged: StagedFiles | None = None,
     ) -> None:
         if (global_batch_size, seq_len) != (order.global_batch_size, order.seq_len) or tuple(sources) != order.sources:
@@ -123,15 +136,13 @@ class Loader:
                 f"train.global_batch_size={global_batch_size}: must be a multiple of train.micro_batch_size="
                 f"{micro_batch_size} x {dp_size} data-parallel ranks"
             )
-        if not 0 <= dp_rank < dp_size:
-            raise ValueError(f"dp_rank {dp_rank} must lie in [0, {dp_size})")
-        if start_step < 0 or read_ahead_batches < 1 or read_threads < 1:
-            raise DataError(
-                f"start_step={start_step}, data.read_ahead_batches={read_ahead_batches}, data.read_threads={read_threads}: "
-                "at least 0, 1 and 1"
-            )
+        if not 0 <= dp_rank < dp_size or start_step < 0:
+            raise ValueError(f"dp_rank {dp_rank} must lie in [0, {dp_size}), start_step {start_step} not below 0")
         if document_mask and eos_token_id is None:
             raise DataError("data.eos_token_id=null: data.document_mask=true needs the token that ends a document")
+        reading = reading or ReadSettings()
+        if problems := list(reading.problems()):
+            raise DataError("\n".join(problems))
         self._order = order
         self._skips = skips
         self._micro = micro_batch_size
@@ -139,7 +150,6 @@ class Loader:
         self._padded = any(windows.padded for windows in order.windows)
         self._next_step, self._stop_step = start_step, stop_step
         self._planned = start_step
-        self._read_ahead = read_ahead_batches
         accumulation = np.arange(global_batch_size // (micro_batch_size * dp_size))
         # This rank's samples within a step, the same in every step.
         self._pattern = (
@@ -147,27 +157,24 @@ class Loader:
             + dp_rank * micro_batch_size
             + np.arange(micro_batch_size)
         ).reshape(-1)
+        try:
+            self._read_ahead = reading.batches(len(self._pattern), seq_len)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        self._together = max(1, min(PLANNED_SAMPLES // len(self._pattern), self._read_ahead // 4))
+        """Batches that are planned at once, as soon as there is room for all of them."""
+        self._free: deque[np.ndarray] = deque()
+        self._buffers = BufferPool((3, len(self._pattern), seq_len), allocate)
         self._observer = observer or NullObserver()
-        names, keys = observer_keys(order.windows)
-        staged_keys = {}
-        if staged is not None:
-            mount = mount_point(staged.stage_to)
-            pairs = [(mount, source.name) for source in sources]
-            names = list(dict.fromkeys([*names, *pairs]))  # the originals may lie on the same file system
-            staged_keys = {number: names.index(pair) for number, pair in enumerate(pairs)}
-        self._observer.register(names)
-        self._plan = ReadPlan(order.windows, keys, self._observer, slow_read_seconds, vocab_size, staged, staged_keys)
         self._changed = threading.Condition()
-        self._tasks: deque[tuple[_Building, int]] = deque()
-        self._ready: dict[int, StepBatch] = {}
+        self._building: dict[int, _Building] = {}
+        self._ready: dict[int, _Building | StepBatch] = {}
         self._error: Exception | None = None
-        self._cpu_seconds = [0.0] * read_threads
-        self._threads = [
-            threading.Thread(target=self._work, args=(slot,), name=f"data-reader-{slot}", daemon=True)
-            for slot in range(read_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._closed = False
+        reader = Reader(order.windows, reading, vocab_size, staged)
+        self._observer.register(reader.key_names)
+        self._pool = ReadPool(reader, reading, self._observer, self._more, self._served, self._broken)
+        self._pool.start()
 
     def __iter__(self) -> Iterator[StepBatch]:
         return self
@@ -178,15 +185,17 @@ class Loader:
             if self._stop_step is not None and self._next_step >= self._stop_step:
                 raise StopIteration
             while self._next_step not in self._ready:
-                if self._plan.closing.is_set():
+                if self._closed:
                     raise RuntimeError("the data loader was closed")
                 if self._error is not None:
                     raise self._error
                 self._changed.wait()
-            batch = self._ready.pop(self._next_step)
+            ready = self._ready.pop(self._next_step)
             self._next_step += 1
-            self._changed.notify_all()  # room for one more step
-            self._report()
+        batch = self._finish(ready) if isinstance(ready, _Building) else ready
+        if self._next_step + self._read_ahead - self._planned >= self._together:
+            self._pool.wake()
+        self._report()
         return batch
 
     def __enter__(self) -> Self:
@@ -197,80 +206,70 @@ class Loader:
 
     def close(self) -> None:
         """End all threads and wake whoever waits in `next()`. Can be called again, and from any thread."""
-        self._plan.closing.set()
         with self._changed:
-            self._tasks.clear()
+            self._closed = True
             self._changed.notify_all()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-        stuck = [thread.name for thread in self._threads if thread.is_alive()]
-        if stuck:
-            log.warning("%s still hang in a read; they end with the process", ", ".join(stuck))
+        self._pool.close(CLOSE_SECONDS)
 
-    def _work(self, slot: int) -> None:
-        reader = WindowReader(self._plan, slot)
+    def _more(self) -> list[Request]:
+        """The reads of the next steps that there is room for; called by one reading thread at a time."""
+        last = self._next_step + self._read_ahead
+        if last - self._planned < self._together:
+            return []
+        last = min(last, self._planned + self._together)
+        steps = range(self._planned, last if self._stop_step is None else min(last, self._stop_step))
+        if not steps:
+            return []
+        batches = [self._skips.batch_of_step(step + 1) for step in steps]
+        samples = (np.array(batches)[:, None] - 1) * self._order.global_batch_size + self._pattern
+        sources, windows = (found.reshape(samples.shape) for found in self._order.samples(samples.reshape(-1)))
+        requests: list[Request] = []
+        for row, (step, batch) in enumerate(zip(steps, batches, strict=True)):
+            tokens = self._empty()
+            reads = plan_reads(self._order.windows, sources[row], windows[row], step, tokens)
+            self._building[step] = _Building(step, batch, samples[row], sources[row], windows[row], tokens, len(reads))
+            requests += reads
+        self._planned = steps.stop
+        return requests
+
+    def _empty(self) -> np.ndarray:
+        """Room for a step's tokens: int32 [samples, seq_len + 1]."""
         try:
-            while (task := self._next_task()) is not None:
-                building, row = task
-                reader.read(int(building.sources[row]), int(building.windows[row]), building.tokens[row])
-                with self._changed:
-                    building.missing -= 1
-                    complete = building.missing == 0
-                if complete:
-                    self._finish(building)
-                self._cpu_seconds[slot] = time.thread_time()
-        except Closing:
-            pass
-        except Exception as error:  # whatever it is, the trainer must hear of it instead of waiting for ever
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
-        finally:
-            reader.close()
+            return self._free.pop()
+        except IndexError:
+            return np.empty((len(self._pattern), self._order.seq_len + 1), dtype=np.int32)
 
-    def _next_task(self) -> tuple[_Building, int] | None:
-        """The next window to read: the first one of a new step where nothing is waiting. None: time to end."""
+    def _served(self, request: Request) -> None:
+        """A read has come."""
+        building = self._building[request.step]
+        if next(building.come) < building.reads:
+            return
+        del self._building[request.step]
+        soon = request.step < self._next_step + FINISHED_AHEAD
+        ready = self._finish(building) if soon else building
         with self._changed:
-            while True:
-                if self._plan.closing.is_set() or self._error is not None:
-                    return None
-                if self._tasks:
-                    return self._tasks.popleft()
-                if self._stop_step is not None and self._planned >= self._stop_step:
-                    return None
-                if self._planned < self._next_step + self._read_ahead:
-                    self._start_step(self._planned)
-                    self._planned += 1
-                else:
-                    self._changed.wait()
-
-    def _start_step(self, step: int) -> None:
-        batch = self._skips.batch_of_step(step + 1)
-        samples = (batch - 1) * self._order.global_batch_size + self._pattern
-        sources, windows = self._order.samples(samples)
-        tokens = np.empty((len(samples), self._order.seq_len + 1), dtype=np.int64)
-        building = _Building(step, batch, samples, sources, windows, tokens, len(samples))
-        self._tasks.extend((building, row) for row in range(len(samples)))
-        self._changed.notify_all()
-
-    def _finish(self, building: _Building) -> None:
-        tokens = building.tokens
-        labels, begins = self._lay_out(building)
-        parts = []
-        for begin in range(0, len(tokens), self._micro):
-            rows = slice(begin, begin + self._micro)
-            inputs = np.ascontiguousarray(tokens[rows, :-1])
-            places = position_ids(inputs, self._eos, None if begins is None else begins[rows])
-            parts.append(MicroBatch(inputs, np.ascontiguousarray(labels[rows]), places))
-        batch = StepBatch(
-            building.step + 1, building.batch, parts, building.samples, building.sources, building.windows
-        )
-        with self._changed:
-            self._ready[building.step] = batch
+            self._ready[request.step] = ready
             self._changed.notify_all()
-            self._report()
+        self._report()
+
+    def _broken(self, error: Exception) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def _finish(self, building: _Building) -> StepBatch:
+        """By a reading thread where the trainer waits for it or will soon, else by the trainer: then it takes less memory."""
+        inputs, labels, positions = self._buffers.take()
+        targets, begins = self._lay_out(building)
+        np.copyto(inputs, building.tokens[:, :-1])
+        np.copyto(labels, targets)
+        position_ids(inputs, self._eos, begins, out=positions)
+        parts = []
+        for begin in range(0, len(inputs), self._micro):
+            rows = slice(begin, begin + self._micro)
+            parts.append(MicroBatch(inputs[rows], labels[rows], positions[rows]))
+        self._free.append(building.tokens)
+        return StepBatch(building.step + 1, building.batch, parts, building.samples, building.sources, building.windows)
 
     def _lay_out(self, building: _Building) -> tuple[np.ndarray, np.ndarray | None]:
         """The labels of all rows, and where documents begin in them, bool [samples, seq_len], as far as only packing knows.
@@ -293,17 +292,35 @@ class Loader:
         return labels, begins
 
     def _report(self) -> None:
-        self._observer.queue(len(self._ready), sum(self._cpu_seconds))
+        self._observer.queue(len(self._ready), self._pool.cpu_seconds)
 
 
-def position_ids(input_ids: np.ndarray, eos_token_id: int | None, begins: np.ndarray | None = None) -> np.ndarray:
-    """Positions int64 [samples, seq_len] from 0; they start again after each `eos_token_id`, where one is given, and then at
+def position_ids(
+    input_ids: np.ndarray,
+    eos_token_id: int | None,
+    begins: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Positions int32 [samples, seq_len] from 0; they start again after each `eos_token_id`, where one is given, and then at
     `begins` too, bool [samples, seq_len]."""
-    places = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
-    if eos_token_id is None:
-        return places.copy()
-    starts = np.zeros_like(input_ids)
-    starts[:, 1:] = np.where(input_ids[:, :-1] == eos_token_id, places[:, 1:], 0)
-    if begins is not None:
-        starts = np.where(begins, places, starts)
-    return places - np.maximum.accumulate(starts, axis=1)
+    samples, seq_len = input_ids.shape
+    out = np.empty((samples, seq_len), dtype=np.int32) if out is None else out
+    places, rows = _places(samples, seq_len)
+    starts = rows  # of documents, in all rows one after the other
+    if eos_token_id is not None:
+        found = [rows, (input_ids == eos_token_id).reshape(-1).nonzero()[0] + 1]
+        if begins is not None:
+            found.append(begins.reshape(-1).nonzero()[0])
+        starts = np.sort(np.concatenate(found))  # one may come twice, as the beginning of a row: the first time empty
+        starts = starts[: np.searchsorted(starts, places.size)]
+    lengths = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
+    lengths[-1] = places.size - starts[-1]
+    np.subtract(places, np.repeat(starts.astype(np.int32), lengths), out=out.reshape(-1))
+    return out
+
+
+@lru_cache(maxsize=8)
+def _places(samples: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each token in all rows together int32 [samples * seq_len], and of each row's first one int64 [samples]."""
+    return np.arange(samples * seq_len, dtype=np.int32), np.arange(samples, dtype=np.int64) * seq_len

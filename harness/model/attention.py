@@ -37,7 +37,7 @@ class Attention:
     def inputs(self, position_ids: np.ndarray) -> dict[str, torch.Tensor]:
         """Keyword arguments for every decoder layer, as CPU tensors, also where the layers see a part of the tokens.
 
-        `position_ids` is int64 [batch, seq], of the whole sequences, 0 at the first token of each document.
+        `position_ids` is int32 or int64 [batch, seq], of the whole sequences, 0 at the first token of each document.
         """
         return {name: torch.from_numpy(array) for name, array in self.from_positions(position_ids).items()}
 

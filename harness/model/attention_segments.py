@@ -10,7 +10,7 @@ import numpy as np
 def mask(position_ids: np.ndarray, chunks: list[int], chunk_count: int) -> np.ndarray:
     """The queries of `chunks` against all keys, true where they attend: bool [batch, 1, queries, seq].
 
-    `position_ids` is int64 [batch, seq], of whole sequences, which are cut into `chunk_count` equal chunks.
+    `position_ids` is int32 or int64 [batch, seq], of whole sequences, which are cut into `chunk_count` equal chunks.
     """
     seq_len = position_ids.shape[1]
     index = np.arange(seq_len)

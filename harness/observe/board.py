@@ -23,8 +23,8 @@ PHASES = ("data_wait", "forward_backward", "comm_wait", "optimizer", "checkpoint
 SAVE_STAGES = ("stage", "write", "commit")
 RESTORE_STAGES = ("read", "verify")
 
-MAX_READ_KEYS = 128
-"""Most (mount, source) pairs of one rank; SmolLM3's largest stage has 57 sources."""
+MAX_READ_KEYS = 256
+"""Most (mount, source) pairs of one rank; SmolLM3's largest stage has 57 sources, each perhaps with a replica or two."""
 MAX_IN_FLIGHT = 64
 """Most reads that one rank has under way at once."""
 
@@ -64,7 +64,7 @@ HISTOGRAMS = {  # name -> (rows, upper bounds)
     "restore": (len(RESTORE_STAGES), CKPT_BUCKETS),
     "gc": (3, GC_BUCKETS),
 }
-MAGIC = 7301001.0
+MAGIC = 7301002.0
 """First cell of every board; changes with the layout, so that an agent never misreads another version's board."""
 
 

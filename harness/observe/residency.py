@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from harness.data.reader import mount_point
+from harness.data.copies import mount_point
 from harness.data.residency import residency, token_files, total
 
 

@@ -19,6 +19,7 @@ from harness.data.loader import Loader, StepBatch
 from harness.data.observer import NullObserver
 from harness.data.order import SampleOrder, open_order, repeats
 from harness.data.origins import is_url
+from harness.data.read_settings import ReadSettings
 from harness.data.skips import Skips
 from harness.data.token_files import TokenSource
 from harness.launch.launch import readiness
@@ -173,9 +174,7 @@ class _Seek:
             seq_len=data.seq_len,
             eos_token_id=resolve_eos(data, self.order.sources),
             document_mask=data.document_mask,
-            read_ahead_batches=1,
-            read_threads=data.read_threads,
-            slow_read_seconds=data.slow_read_seconds,
+            reading=ReadSettings.of(data, data.sources),
             observer=self.reads,
             vocab_size=config.model.vocab_size,
             skips=Skips(train.skip),

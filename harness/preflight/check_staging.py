@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config.schema import ClusterKind, RootConfig, StageWhen
+from harness.data.copies import mount_point
 from harness.data.errors import DataError
 from harness.data.origins import is_url
-from harness.data.reader import mount_point
 from harness.data.stage_estimate import Estimate, made_for
 from harness.data.stage_plan import plan_files
 from harness.preflight.check_storage import SLOW_BYTES_PER_SECOND, Speeds, existing_parent, probe

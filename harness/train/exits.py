@@ -7,10 +7,19 @@ class RunEnds(Exception):
     """The process is to end with `code`; the message says why and what to do."""
 
     code = 1
+    on_all_ranks = True
+    """Whether all ranks end for the same reason."""
 
 
 class BadConfig(RunEnds):
     code = CONFIG
+
+
+class DataLost(RunEnds):
+    """Data that this rank needs can't be read, or is damaged."""
+
+    code = CONFIG
+    on_all_ranks = False
 
 
 class NotFinite(RunEnds):

@@ -1,15 +1,26 @@
 """From a micro batch of the loader to what this rank's stages compute on."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from harness.data.buffers import Allocate, pageable
 from harness.data.loader import MicroBatch
 from harness.model.attention import Attention
 from harness.parallel.model import Inputs
 from harness.parallel.sequence import shard_sequence
+
+
+def buffers_for(device: torch.device) -> Allocate:
+    """Memory for the loader's batches: on GPUs pinned, so that the device fetches them while everything else goes on."""
+    return _pinned if device.type == "cuda" else pageable
+
+
+def _pinned(size: int) -> np.ndarray:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 @dataclass(frozen=True)
@@ -20,14 +31,16 @@ class InputMaker:
     device: torch.device
     cp: int
     cp_rank: int
+    _under_way: deque[tuple[torch.cuda.Event, MicroBatch]] = field(default_factory=deque, init=False, repr=False)
+    """Micro batches that the device may not have fetched yet: the loader would use their memory again."""
 
     def __call__(self, micro: MicroBatch) -> Inputs:
         """The keyword arguments of `Stage.forward` on the device. Copies are queued, not waited for."""
-        own = {
-            name: torch.from_numpy(self._own(array))
-            for name, array in (("x", micro.input_ids), ("labels", micro.labels), ("position_ids", micro.position_ids))
-        }
-        return {name: self._move(value) for name, value in {**own, **self.attention.inputs(micro.position_ids)}.items()}
+        arrays = (("x", micro.input_ids), ("labels", micro.labels), ("position_ids", micro.position_ids))
+        own = {name: self._move(torch.from_numpy(self._own(array))).long() for name, array in arrays}
+        attention = {name: self._move(value) for name, value in self.attention.inputs(micro.position_ids).items()}
+        self._hold(micro)
+        return {**own, **attention}
 
     def _own(self, array: np.ndarray) -> np.ndarray:
         return shard_sequence(array, self.cp, self.cp_rank)
@@ -36,4 +49,14 @@ class InputMaker:
         if not isinstance(value, torch.Tensor) or self.device.type != "cuda":
             return value
         # from pageable memory the copy would wait for all that the device still has to do
-        return value.pin_memory().to(self.device, non_blocking=True)
+        pinned = value if value.is_pinned() else value.pin_memory()
+        return pinned.to(self.device, non_blocking=True)
+
+    def _hold(self, micro: MicroBatch) -> None:
+        if self.device.type != "cuda":
+            return
+        while self._under_way and self._under_way[0][0].query():
+            self._under_way.popleft()
+        event = torch.cuda.Event()
+        event.record()
+        self._under_way.append((event, micro))

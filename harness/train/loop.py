@@ -7,9 +7,10 @@ import gc
 import time
 from dataclasses import dataclass
 
+from harness.data.errors import DataError
 from harness.observe.board import RankState
 from harness.optim.schedule import learning_rate
-from harness.train.exits import Fenced, RunEnds, SaveFailed
+from harness.train.exits import DataLost, Fenced, RunEnds, SaveFailed
 from harness.train.log import drop_after
 from harness.train.meters import GcMeter, idle_phases
 from harness.train.on_demand import OnDemand
@@ -66,6 +67,9 @@ class Loop:
                     self._settle()
                     self._stop = self._validator.run(t.step, t.tokens) or self._stop
                 self._save_if_due()
+        except DataError as error:
+            t.reports.ledger.write("data_lost", t.step, why=str(error))
+            raise DataLost(str(error)) from error
         except RunEnds:
             t.saver.wait()  # all ranks end together: let a save under way come to its end
             raise

@@ -37,10 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         dist.destroy_process_group()
         return exit_codes.OK
     except RunEnds as end:
-        code, message = end.code, str(end)
+        code, message, everywhere = end.code, str(end), end.on_all_ranks
     except RunFolderError as error:
-        code, message = exit_codes.CONFIG, str(error)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # the ranks end for the same reason: once for each node is enough
+        code, message, everywhere = exit_codes.CONFIG, str(error), True
+    if not everywhere or os.environ.get("LOCAL_RANK", "0") == "0":  # what ends all ranks is said once for each node
         print(f"{node}: {message}", flush=True)
     return code
 

@@ -20,6 +20,7 @@ from harness.data.check import resolve_eos
 from harness.data.lineage import Lineage
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder, open_order
+from harness.data.read_settings import ReadSettings
 from harness.data.skips import Skips
 from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
@@ -31,11 +32,11 @@ from harness.optim.optimizer import Optimizer, build_optimizer
 from harness.optim.spike import SpikeDetector
 from harness.parallel.mesh import Grid, resolve
 from harness.parallel.model import ParallelModel
-from harness.run.folder import RunFolder
+from harness.run.folder import Ledger, RunFolder
 from harness.train.build import Built, build_model
 from harness.train.devices import init_distributed
 from harness.train.exits import BadConfig, Fenced
-from harness.train.inputs import InputMaker
+from harness.train.inputs import InputMaker, buffers_for
 from harness.train.meters import PhaseClock, start_board
 from harness.train.process import Place
 from harness.train.step import Stepper
@@ -115,7 +116,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         built.model.parameters, optimizer.state, ema=ema.state() if ema else None, spikes=spikes.state()
     )
     step, tokens = _restore_or_init(run, config, built.model, optimizer, ema, state, saver, lineage, reports)
-    loader = start_loader(config, data, grid, place.rank, step or 0, board)
+    loader = start_loader(config, data, grid, place.rank, step or 0, board, reports.ledger, device)
     return Trainer(
         config, run, place, attempt, grid, device, board, reports, clock, state, saver,
         _stepper(config, grid, built, optimizer, spikes, ema, device, place.rank), loader, validation,
@@ -162,7 +163,9 @@ def _own_attempt(run: RunFolder, place: Place) -> int:
     return attempt
 
 
-def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board) -> Loader:
+def start_loader(
+    config: RootConfig, data: Data, grid: Grid, rank: int, step: int, board: Board, ledger: Ledger, device: torch.device
+) -> Loader:
     """Begin to read what comes after `step` steps."""
     return Loader(
         data.order.sources,
@@ -176,13 +179,12 @@ def start_loader(config: RootConfig, data: Data, grid: Grid, rank: int, step: in
         seq_len=config.data.seq_len,
         eos_token_id=data.eos_token_id,
         document_mask=config.data.document_mask,
-        read_ahead_batches=config.data.read_ahead_batches,
-        read_threads=config.data.read_threads,
-        slow_read_seconds=config.data.slow_read_seconds,
-        observer=BoardReads(board),
+        reading=ReadSettings.of(config.data, config.data.sources),
+        observer=BoardReads(board, ledger),
         vocab_size=config.model.vocab_size,
         skips=Skips(config.train.skip),
         staged=_staged_files(config, data),
+        allocate=buffers_for(device),
     )
 
 

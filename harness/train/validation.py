@@ -7,11 +7,12 @@ from harness.config.schema import RootConfig
 from harness.data.errors import DataError
 from harness.data.held_out import HeldOutOrder, shared_paths
 from harness.data.loader import NO_TARGET, Loader, MicroBatch, StepBatch
+from harness.data.read_settings import ReadSettings
 from harness.data.windows import open_sources
 
 KEEP_BYTES = 256 * 2**20
 """A rank whose share of the sequences is no larger reads it once and keeps it."""
-_BYTES_PER_TOKEN = 3 * 8
+_BYTES_PER_TOKEN = 3 * 4
 
 
 class Validation:
@@ -89,9 +90,7 @@ class Validation:
             eos_token_id=self._eos,
             document_mask=data.document_mask,
             vocab_size=self._config.model.vocab_size,
-            read_ahead_batches=data.read_ahead_batches,
-            read_threads=data.read_threads,
-            slow_read_seconds=data.slow_read_seconds,
+            reading=ReadSettings.of(data, data.validation),
         ) as loader:
             for batch in loader:
                 yield self._masked(batch)

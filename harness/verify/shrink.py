@@ -49,7 +49,6 @@ def shrink(config: RootConfig, cases: Sequence[Case], precision: Precision, *, o
         stages=[StageConfig(weights={"random": 1.0})],
         eos_token_id=END,
         document_mask=config.data.document_mask,
-        read_ahead_batches=1,
         read_threads=1,
     )
     train = small.train

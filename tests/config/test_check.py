@@ -49,6 +49,15 @@ def test_our_own_optimizers_schedules_and_layouts_pass(group: str, name: str) ->
         ("data.stage_keep_free_bytes=-1", "data.stage_keep_free_bytes=-1: must be finite and not negative"),
         ("data.stage_bytes_per_second=0", "data.stage_bytes_per_second=0.0: must be positive"),
         ("data.stages=[]", "data.stages is empty"),
+        ("data.read_threads=0", "data.read_threads=0: must be at least 1 and at most 64"),
+        (
+            "data.hedge_seconds=60",
+            "data.hedge_seconds=60, data.read_timeout_seconds=30, data.give_up_seconds=600: must be",
+        ),
+        (
+            "data.read_ahead_bytes=1000",
+            "data.read_ahead_bytes=1000: must hold at least two batches, and a rank's batch of",
+        ),
         ("data.stages=[{name: a, weights: {demo: 0}}]", "weights sum to 0"),
         ("data.stages=[{name: a, weights: {demo: -1}}]", "must be finite and not negative"),
         ("data.stages=[{name: a, weights: {web: 1}}]", "names web: no such data.sources"),

@@ -1,11 +1,14 @@
 """Text, token files made by datatrove through `prepare`, and small ones written by hand."""
 
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import harness.data.read_pool as pool_module
 from harness.config.schema import DataConfig, SourceConfig, StageConfig
 from harness.data.order import SampleOrder
 from harness.data.preparation.prepare import Request, prepare
@@ -79,3 +82,16 @@ def order(two_sources: list[TokenSource]) -> SampleOrder:
         StageConfig("two", None, {"first": 0.5, "second": 0.5}),
     ]
     return SampleOrder(two_sources, stages, seed=5, seq_len=32, global_batch_size=8)
+
+
+@pytest.fixture
+def no_thread_left() -> Iterator[None]:
+    yield
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("data-reader")]
+    assert not left
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "BACKOFF_SECONDS", (0.001,))
+    monkeypatch.setattr(pool_module, "TICK_SECONDS", 0.005)

@@ -38,7 +38,7 @@ def read_by_loaders(config: RootConfig, step: int, dp: int = 1) -> dict[int, tup
     for rank in range(dp):
         with Loader(
             order.sources, order, global_batch_size=8, micro_batch_size=2, dp_rank=rank, dp_size=dp, start_step=step - 1,
-            seq_len=64, eos_token_id=END, document_mask=True, skips=Skips(config.train.skip), read_ahead_batches=1,
+            seq_len=64, eos_token_id=END, document_mask=True, skips=Skips(config.train.skip),
         ) as loader:  # fmt: skip
             batch = next(loader)
         rows = np.concatenate([micro.input_ids for micro in batch.micro_batches])

@@ -8,10 +8,11 @@ import pytest
 
 from harness.config.schema import StageConfig
 from harness.data import stage_paths
+from harness.data.copies import mount_point
 from harness.data.loader import Loader, StepBatch
 from harness.data.observer import NullObserver
 from harness.data.order import SampleOrder
-from harness.data.reader import mount_point
+from harness.data.read_settings import ReadSettings, batch_bytes
 from harness.data.stage import Stager
 from harness.data.stage_paths import StagedFiles, staged_path
 from harness.data.stage_plan import plan_files
@@ -44,7 +45,8 @@ def loader(web: Path, staged: bool, observer: NullObserver | None = None) -> Loa
     order = SampleOrder(sources, [StageConfig(weights={"web": 1.0})], seed=1, seq_len=SEQ_LEN, global_batch_size=4)
     return Loader(
         sources, order, global_batch_size=4, micro_batch_size=4, dp_rank=0, dp_size=1, start_step=0, seq_len=SEQ_LEN,
-        eos_token_id=0, document_mask=True, read_ahead_batches=1, read_threads=1, observer=observer,
+        eos_token_id=0, document_mask=True, reading=ReadSettings(ahead_bytes=2 * batch_bytes(4, SEQ_LEN), threads=1),
+        observer=observer,
         staged=StagedFiles(web.parent / "scratch", sorted(web.glob("*.ds"))) if staged else None,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from harness.data.lineage import Lineage
 from harness.data.loader import NO_TARGET, Loader, StepBatch
 from harness.data.order import SampleOrder, stages_as_json
 from harness.data.packing import cut
+from harness.data.read_settings import ReadSettings, batch_bytes
 from harness.data.shuffle import shuffle_of
 from harness.data.skips import Skips
 from harness.data.windows import Windows, open_sources
@@ -188,8 +189,10 @@ def by_loader(config: Config, start: int, draw: random.Random) -> Steps:
             eos_token_id=END,
             document_mask=True,
             skips=Skips(config.skip),
-            read_ahead_batches=draw.randint(1, 3),
-            read_threads=draw.randint(1, 2),
+            reading=ReadSettings(
+                ahead_bytes=draw.randint(2, 4) * batch_bytes(config.batch // dp, SEQ_LEN),
+                threads=draw.randint(1, 2),
+            ),
         )
         for rank in range(dp)
     ]

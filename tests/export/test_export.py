@@ -94,8 +94,8 @@ def test_the_loss_of_a_real_run_goes_on_in_transformers(tmp_path: Path) -> None:
     ) as loader:
         (micro,) = next(loader).micro_batches
     with torch.no_grad():
-        found = model(torch.from_numpy(micro.input_ids)).logits.flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(found, torch.from_numpy(micro.labels).flatten())
+        found = model(torch.from_numpy(micro.input_ids).long()).logits.flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(found, torch.from_numpy(micro.labels).long().flatten())
     assert loss.item() == pytest.approx(losses(run)[3], rel=1e-6)
 
 

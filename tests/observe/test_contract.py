@@ -24,6 +24,7 @@ from harness.observe.residency import ResidencyCollector
 from harness.observe.run_info import RunInfo, RunInfoCollector
 from harness.observe.staging import SpareCollector, StagingCollector
 from harness.observe.xid import XidCollector
+from harness.run.folder import Ledger
 from tests.conftest import require
 from tests.observe.conftest import NvmlState
 from tests.observe.pages import Page, eventually
@@ -103,7 +104,7 @@ TABLE = {name: (kind, set(labels)) for name, kind, *labels in map(str.split, CON
 
 def train_a_little(board: Board) -> None:
     """One of everything that a trainer writes."""
-    reads = BoardReads(board)
+    reads = BoardReads(board, Ledger(board.path.with_name("events.jsonl"), 0))
     reads.register([("/fsx", "web"), ("/fsx", 'odd "source"\n\\')])
     reads.finished(0, 0, 0.004, 4096, slow=False)
     board.set("state", RankState.training)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import subprocess
@@ -7,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.observer import Stall
 from harness.observe.board import READ_BUCKETS, Board
 from harness.observe.boards import BoardsCollector
 from harness.observe.reads import BoardReads
+from harness.run.files import read_json_lines
+from harness.run.folder import Ledger
 from tests.observe.pages import Page, page_of
 
 MakeBoard = Callable[[int], Board]
@@ -23,7 +27,7 @@ def scrape(tmp_path: Path) -> Callable[[], Page]:
 
 
 def reads_of(board: Board, keys: list[tuple[str, str]] = KEYS) -> BoardReads:
-    reads = BoardReads(board)
+    reads = BoardReads(board, Ledger(board.path.with_name("events.jsonl"), 3, "node-a"))
     reads.register(keys)
     return reads
 
@@ -103,6 +107,44 @@ def test_errors_bear_the_errno_they_had(scrape, boards: MakeBoard) -> None:
     assert page.get("harness_data_read_errors_total", mount="/fsx", errno="9999") == 1
     assert page.get("harness_data_read_errors_total", mount="/scratch", errno="ENOENT") == 1
     assert scrape().get("harness_data_read_errors_total", mount="/fsx", errno="ESTALE") == 1
+
+
+def test_a_read_that_is_given_up_counts_and_stays_in_flight(scrape, boards: MakeBoard) -> None:
+    board = boards(0)
+    reads = reads_of(board)
+    reads.started(1, 0)
+    board.set("in_flight_since", time.time() - 40, 1)
+    reads.timed_out(1, 0)
+    page = scrape()
+    assert page.get("harness_data_read_errors_total", mount="/fsx", errno="ETIMEDOUT") == 1
+    assert page.get("harness_data_read_oldest_inflight_seconds", mount="/fsx") >= 40
+
+
+def test_stalls_reach_the_ledger(boards: MakeBoard) -> None:
+    board = boards(0)
+    board.set("step", 12)
+    reads = reads_of(board)
+    stall = Stall("web", "/fsx/web/0.ds", 4096, "no answer yet", 3.01234, 4)
+    reads.stall_began(stall)
+    reads.stall_ended(dataclasses.replace(stall, seconds=60.0, reads=9, served_by="/copy/web/0.ds"))
+    path = board.path.with_name("events.jsonl")
+    deadline = time.monotonic() + 20
+    while len(events := list(read_json_lines(path))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shared = {
+        "event": "data_stall",
+        "attempt": 3,
+        "step": 12,
+        "node": "node-a",
+        "source": "web",
+        "file": "/fsx/web/0.ds",
+    }
+    assert events[0].items() >= {**shared, "phase": "begin", "offset": 4096, "seconds": 3.012, "reads": 4}.items()
+    assert events[0]["why"] == "reads of web are late, first at 4096 of /fsx/web/0.ds: no answer yet"
+    assert "served_by" not in events[0]
+    assert events[1]["why"] == "over: 9 reads of web were late, the last came from /copy/web/0.ds"
+    assert events[1].items() >= {**shared, "phase": "end", "seconds": 60.0, "served_by": "/copy/web/0.ds"}.items()
 
 
 def test_errors_go_on_after_a_restart_of_the_rank(scrape, boards: MakeBoard) -> None:

@@ -1,6 +1,7 @@
 """What the step says of data that is missing, damaged, too short, slow or hung."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import harness.data.order as order_module
 from harness.config.schema import SourceConfig
 from harness.data.check import BLOCK_BYTES, SAMPLED_BLOCKS
 from harness.data.order import SampleOrder
-from harness.data.reader import Closing, WindowReader
+from harness.data.reader import Reader
 from harness.data.token_files import open_source
 from harness.preflight import check_data as module
 from harness.preflight.check_data import check_data
@@ -67,11 +68,11 @@ def test_a_token_outside_the_vocabulary_at_the_last_step_is_found(tmp_path: Path
 
 
 def test_a_read_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(reader: Any, *arguments: object) -> None:
-        reader._plan.closing.wait()
-        raise Closing
+    def hang(*_: object) -> None:
+        time.sleep(0.5)
+        raise OSError("the mount came back when nobody waited any longer")
 
-    monkeypatch.setattr(WindowReader, "read", hang)
+    monkeypatch.setattr(Reader, "read", hang)
     monkeypatch.setattr(module, "MOST_SECONDS", 0.1)
     found = check_data(subject(tmp_path))
     assert found.failures == (

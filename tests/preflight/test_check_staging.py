@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.schema import ClusterKind, StageWhen
-from harness.data.reader import mount_point
+from harness.data.copies import mount_point
 from harness.preflight import check_staging as module
 from harness.preflight.check_staging import check_staging
 from harness.preflight.finding import Status, Subject

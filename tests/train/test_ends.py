@@ -13,7 +13,7 @@ from harness.config.schema import NonFinitePolicy, SourceConfig
 from harness.observe.board import Board, board_path
 from harness.run import exit_codes as codes
 from harness.run.folder import RunFolder
-from harness.train.setup import Trainer
+from harness.train.setup import Trainer, open_data, start_loader
 from tests.ranks import exit_codes, start_trainers
 from tests.tiny import losses, tiny_run, write_tokens
 from tests.train.conftest import state_of, train, trainers_of
@@ -191,3 +191,30 @@ def test_start_up_imports_no_more_than_it_needs() -> None:
     code = f"import sys, harness.train.rank; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_data_that_can_no_longer_be_read_ends_the_run_and_names_the_file(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(
+        tmp_path,
+        data__hedge_seconds=0.2,
+        data__read_timeout_seconds=0.2,
+        data__give_up_seconds=0.4,
+        checkpoint__every_steps=1,
+    )
+    (shard,) = (tmp_path / "tokens").glob("*.ds")
+
+    def lose(trainer: Trainer) -> None:
+        trainer.loader.close()
+        data = open_data(trainer.config)
+        shard.rename(tmp_path / "away")
+        trainer.loader = start_loader(
+            trainer.config, data, trainer.grid, 0, 0, trainer.board, trainer.reports.ledger, trainer.device
+        )
+
+    trainers_of(monkeypatch, lose)
+    assert train(run) == codes.CONFIG
+    assert f"{shard}: No such file or directory" in capsys.readouterr().out
+    lost = [event for event in run.events() if event["event"] == "data_lost"]
+    assert len(lost) == 1 and str(shard) in lost[0]["why"] and lost[0]["step"] == 0

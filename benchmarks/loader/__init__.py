@@ -1,0 +1,1 @@
+"""The data loader beside other loaders, on fast and on failing storage."""
