@@ -174,7 +174,8 @@ class SourceConfig:
     """One data set: a folder (or one file) of datatrove token files."""
 
     path: str = UNSET
-    """Where the run reads it: a folder with `*.ds` files."""
+    """Where the run reads it: a folder with `*.ds` files; or, with `data.stage_to`, a URL of one that fsspec lists
+    (s3://bucket/folder): a launch needs no copy of it, only a listing and a few small reads per file."""
     replicas: list[str] = field(default_factory=list)
     """Other places with the same files, asked in this order when `path` does not answer: folders, or URLs that fsspec reads
     (s3://bucket/folder). Copy the `.sums` files along: without them only the sizes of what is read there are checked."""
@@ -253,8 +254,9 @@ class DataConfig:
     verify_reads: bool = True
     """Check what is read against the files' checksums (`X.ds.sums`) where there are some."""
     stage_to: str | None = None
-    """Folder on each node's own disk that the token files are copied to, and read from. Runs may share it: a copy serves
-    all of them. null: they are read where they are. Held-out files stay where they are."""
+    """Folder on each node's own disk that the token files are copied to, and read from, with their tokenizer and packing
+    table. Runs may share it: a copy serves all of them. null: they are read where they are. Held-out files stay where they
+    are."""
     stage_when: StageWhen = StageWhen.before
     """`before`: no node starts to train until every node has its copies. `while_training`: training begins at once, files
     are copied in the order in which it will need them, and each is read from its copy as soon as that is complete."""

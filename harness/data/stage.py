@@ -231,12 +231,14 @@ def make_stage_folder(stage_to: Path) -> None:
 
 def _refuse_strangers(files: Sequence[StageFile]) -> None:
     """What lies in the folder of a source in an object store is all that a run reads: nothing may be there beside it."""
-    for folder in {file.folder for file in files if is_url(file.origin)}:
+    folders = {file.folder: file for file in files if is_url(file.origin)}
+    for folder, one in folders.items():
         wanted = {file.name for file in files if file.folder == folder}
         strangers = sorted(path.name for path in folder.glob("*.ds") if path.name not in wanted)
         if strangers:
             raise DataError(
-                f"{folder} holds {', '.join(strangers[:3])}, which its source does not have any more: remove that"
+                f"data.sources.{one.source}: {folder} holds {', '.join(strangers[:3])}, which "
+                f"{one.origin.removesuffix(one.name).rstrip('/')} does not have any more: remove that"
             )
 
 

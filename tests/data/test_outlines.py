@@ -60,10 +60,13 @@ def batches(data: DataConfig, order: SampleOrder, steps: int = 4) -> list[tuple[
     """All that the first steps feed to a model."""
     with Loader(
         order.sources, order, global_batch_size=8, micro_batch_size=4, dp_rank=0, dp_size=1, start_step=0,
-        seq_len=SEQ_LEN, eos_token_id=resolve_eos(data, order.sources), document_mask=True, read_ahead_batches=1,
+        seq_len=SEQ_LEN, eos_token_id=resolve_eos(data, order.sources), document_mask=True,
     ) as loader:  # fmt: skip
-        found = [next(loader) for _ in range(steps)]
-    return [(m.input_ids, m.labels, m.position_ids) for batch in found for m in batch.micro_batches]
+        return [
+            tuple(array.copy() for array in (m.input_ids, m.labels, m.position_ids))  # the loader uses its memory again
+            for batch in (next(loader) for _ in range(steps))
+            for m in batch.micro_batches
+        ]
 
 
 @pytest.mark.parametrize("packing", list(Packing))

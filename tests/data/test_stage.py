@@ -273,7 +273,7 @@ def test_copies_of_what_an_object_store_has_no_more(web: Path) -> None:
     Stager(files, scratch, scratch / "status").run()
     for path in web.glob("003.ds*"):
         path.unlink()
-    with pytest.raises(DataError, match=r"holds 003\.ds, which its source does not have any more"):
+    with pytest.raises(DataError, match=rf"holds 003\.ds, which file://{web} does not have any more"):
         Stager(url_source(web), scratch, scratch / "status")
 
 
