@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.errors import DataError
-from harness.data.origins import is_url
+from harness.data.origins import is_url, list_folder
 from harness.data.stage_copy import Busy, Copier, Damaged, NoRoom, Origin, Original, RateLimit, Room, Stopped, is_staged
 from harness.data.stage_plan import StageFile
 from harness.data.stage_status import StageState, StageStatus, write_status
+from harness.data.token_files import source_key
 from harness.text import bytes_text
 
 STATUS_SECONDS = 1.0
@@ -234,11 +235,15 @@ def _refuse_strangers(files: Sequence[StageFile]) -> None:
     folders = {file.folder: file for file in files if is_url(file.origin)}
     for folder, one in folders.items():
         wanted = {file.name for file in files if file.folder == folder}
-        strangers = sorted(path.name for path in folder.glob("*.ds") if path.name not in wanted)
+        strangers = {path.name for path in folder.glob("*.ds")} - wanted
+        if not strangers:
+            continue
+        url = one.origin.removesuffix(one.name).rstrip("/")
+        strangers -= list_folder(url, source_key(one.source, url)).keys()  # staged for a run that wants more of them
         if strangers:
             raise DataError(
-                f"data.sources.{one.source}: {folder} holds {', '.join(strangers[:3])}, which "
-                f"{one.origin.removesuffix(one.name).rstrip('/')} does not have any more: remove that"
+                f"data.sources.{one.source}: {folder} holds {', '.join(sorted(strangers)[:3])}, which {url} does not have any "
+                "more: remove that"
             )
 
 

@@ -268,6 +268,16 @@ def test_all_of_an_object_store_must_fit(web: Path) -> None:
     assert f"no room for file://{web}/000.ds, and all of it is needed" in "\n".join(status.problems)
 
 
+def test_one_file_of_a_store_beside_copies_of_all_of_it(web: Path) -> None:
+    """Another run on this node has staged the whole folder."""
+    scratch = web.parent / "scratch"
+    Stager(url_source(web), scratch, scratch / "status").run()
+    data = staging_config({}, scratch)
+    data.sources = {"web": SourceConfig(path=f"file://{web}/001.ds")}
+    data.stages = [StageConfig(weights={"web": 1.0})]
+    assert Stager(plan_files(data, scratch), scratch, scratch / "status").run().ready
+
+
 def test_copies_of_what_an_object_store_has_no_more(web: Path) -> None:
     files, scratch = url_source(web), web.parent / "scratch"
     Stager(files, scratch, scratch / "status").run()
