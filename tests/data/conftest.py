@@ -1,6 +1,7 @@
 """Text, token files made by datatrove through `prepare`, and small ones written by hand."""
 
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,15 @@ from harness.data.preparation.prepare import Request, prepare
 from harness.data.token_files import TokenSource, open_source
 
 SYLLABLES = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
+
+
+@pytest.fixture(autouse=True)
+def no_objects_left() -> Iterator[None]:
+    """fsspec's store in memory is one for the whole process: what a test puts there must not meet the next one."""
+    yield
+    if module := sys.modules.get("fsspec.implementations.memory"):
+        module.MemoryFileSystem.store.clear()
+        module.MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 def write_texts(folder: Path, files: int = 12, words: int = 800, seed: int = 0) -> Path:
