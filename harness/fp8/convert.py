@@ -11,8 +11,8 @@ from harness.config.schema import Fp8Recipe
 from harness.fp8.gathered import GatheredInFp8
 from harness.fp8.products import gated_product, product
 from harness.fp8.weights import MIN_WIDTH, attention_group, gated_groups, output_group
+from harness.model.fuse import fuse_projections
 from harness.model.stage import Stage
-from harness.parallel.fuse import fuse_projections
 
 
 def convert(stage: Stage, recipe: Fp8Recipe, *, sharded: bool, emulate: bool) -> None:

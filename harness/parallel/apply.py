@@ -9,8 +9,8 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from harness.config.schema import ActivationCheckpoint, Fp8Recipe, Precision, TrainConfig
+from harness.model.fuse import fuse_projections
 from harness.model.stage import Stage
-from harness.parallel.fuse import fuse_projections
 from harness.parallel.mesh import Meshes
 from harness.parallel.recompute import recomputed
 from harness.parallel.tensor import apply_tensor_parallel
