@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from harness.config.schema import DataConfig, SourceConfig
+from harness.data.origins import is_url
 
 MOST_THREADS = 64
 """Reads that one loader may have under way at once, those that hang included."""
@@ -35,7 +36,7 @@ class ReadSettings:
             timeout_seconds=data.read_timeout_seconds,
             give_up_seconds=data.give_up_seconds,
             verify=data.verify_reads,
-            replicas={name: tuple(source.replicas) for name, source in sources.items() if source.replicas},
+            replicas={name: _elsewhere(source) for name, source in sources.items()},
         )
 
     def problems(self) -> Iterator[str]:
@@ -58,6 +59,11 @@ class ReadSettings:
                 "more data-parallel ranks."
             )
         return self.ahead_bytes // size
+
+
+def _elsewhere(source: SourceConfig) -> tuple[str, ...]:
+    """Its replicas, and the store itself where the run reads copies of what is in one."""
+    return (*source.replicas, *([source.path] if is_url(source.path) else []))
 
 
 def batch_bytes(samples: int, seq_len: int) -> int:

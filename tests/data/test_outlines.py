@@ -16,6 +16,7 @@ from harness.data.errors import DataError
 from harness.data.loader import Loader
 from harness.data.order import SampleOrder, open_order
 from harness.data.packing import PackedOutline, PackedWindows
+from harness.data.read_settings import ReadSettings
 from harness.data.stage import Stager
 from harness.data.stage_plan import plan_files
 from harness.data.token_files import inspect_source, open_source
@@ -61,6 +62,7 @@ def batches(data: DataConfig, order: SampleOrder, steps: int = 4) -> list[tuple[
     with Loader(
         order.sources, order, global_batch_size=8, micro_batch_size=4, dp_rank=0, dp_size=1, start_step=0,
         seq_len=SEQ_LEN, eos_token_id=resolve_eos(data, order.sources), document_mask=True,
+        reading=ReadSettings.of(data, data.sources),
     ) as loader:  # fmt: skip
         return [
             tuple(array.copy() for array in (m.input_ids, m.labels, m.position_ids))  # the loader uses its memory again
@@ -110,6 +112,18 @@ def test_copies_go_by_the_url_in_messages(web: Path, tmp_path: Path) -> None:
     (source.path / "001.ds").write_bytes(b"cut")
     with pytest.raises(DataError, match=rf"data\.sources\.web\.path=file://{web}: 001\.ds has 3 bytes"):
         open_order(data, 8)
+
+
+@pytest.mark.parametrize("name", ["", "/001.ds"])
+def test_copies_that_are_lost_are_read_from_the_store(bucket: str, tmp_path: Path, name: str) -> None:
+    data = config(bucket + name, tmp_path / "scratch")
+    stage(data)
+    order = open_order(data, 8)
+    expected = batches(data, order)
+    for file in order.sources[0].files:
+        file.path.unlink()
+    for one, other in zip(batches(data, order), expected, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_one_token_file_of_a_store(web: Path, tmp_path: Path) -> None:
