@@ -135,7 +135,7 @@ class NodeData:
     def _listen(self) -> None:
         """In a thread of its own: a local disk that hangs must not hang the agent."""
         assert self._config.data.stage_to is not None
-        path = status_path(self._config.data.stage_to, self._config.run.name)
+        path = status_path(self._config.data.stage_to, self._config.run.name, self._node.name)
         while not self._closed.wait(POLL_SECONDS):
             with contextlib.suppress(OSError, ValueError):
                 self._said = read_status(path) or self._said

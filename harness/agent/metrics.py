@@ -108,7 +108,7 @@ class NodeMetrics:
         if self._node.is_head:  # the file system tells every node the same
             collectors.append(Background(ResidencyCollector(paths), RESIDENCY_SECONDS))
         if config.data.stage_to is not None:
-            status = status_path(config.data.stage_to, config.run.name)
+            status = status_path(config.data.stage_to, config.run.name, self._node.name)
             collectors.append(Background(StagingCollector(status), NODE_SECONDS))
             if self._node.is_head:
                 spares = SpareCollector(self._run.staging_dir, self._attempt.nodes)

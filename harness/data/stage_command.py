@@ -149,7 +149,7 @@ class _Staging:
         self._ledger("stage_start", stage_to=str(job.stage_to), when=data.stage_when.value)
         try:
             make_stage_folder(job.stage_to)
-            path = status_path(job.stage_to, job.config.run.name)
+            path = status_path(job.stage_to, job.config.run.name, _node())
             write_status(path, StageStatus(pid=os.getpid(), started=time.time(), updated=time.time()))
             try:
                 return self._stage(_files(job), path)

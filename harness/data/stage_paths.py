@@ -3,7 +3,7 @@
 STAGE_TO/
   NAME-HASH/shard.ds        a complete copy: it has been renamed into place, with the size and the time of its original
   NAME-HASH/.shard.ds.TAG.part    a copy under way, locked by who writes it
-  .status-RUN.json          how far the run's stager has come
+  .status-RUN-NODE.json     how far the run's stager has come
 """
 
 import hashlib

@@ -80,9 +80,9 @@ class StageStatus:
         return line
 
 
-def status_path(stage_to: str | Path, run: str) -> Path:
-    """Where the stager of a run writes, and others read."""
-    return Path(stage_to) / f".status-{re.sub(r'[^A-Za-z0-9_.=,-]', '_', run)}.json"
+def status_path(stage_to: str | Path, run: str, node: str) -> Path:
+    """Where a run's stager on a node writes, and others read. The node is named, for `stage_to` may be one folder for all."""
+    return Path(stage_to) / f".status-{re.sub(r'[^A-Za-z0-9_.=,-]', '_', f'{run}-{node}')}.json"
 
 
 def write_status(path: Path, status: StageStatus) -> None:

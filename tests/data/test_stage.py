@@ -36,7 +36,7 @@ def planned(web: Path) -> list[StageFile]:
 
 def stager(web: Path, **settings: object) -> Stager:
     scratch = web.parent / "scratch"
-    return Stager(planned(web), scratch, status_path(scratch, "run"), **settings)  # type: ignore[arg-type]
+    return Stager(planned(web), scratch, status_path(scratch, "run", "n1"), **settings)  # type: ignore[arg-type]
 
 
 def copies(web: Path) -> dict[str, bytes]:
@@ -54,7 +54,7 @@ def test_everything_is_there_afterwards_and_the_status_says_so(web: Path) -> Non
     status = stager(web).run(lambda status: told.append(status.ready_ratio))
     assert status.state is StageState.done and status.ready and not status.problems
     assert copies(web) == contents(web)
-    assert read_status(status_path(web.parent / "scratch", "run")) == status
+    assert read_status(status_path(web.parent / "scratch", "run", "n1")) == status
     size = sum(map(len, contents(web).values()))
     assert status.bytes_wanted == status.bytes_staged == status.bytes_copied == size
     assert (status.files_staged, status.files_wanted) == (13, 13)
@@ -219,7 +219,7 @@ def test_copies_that_somebody_removes_are_missed(web: Path) -> None:
     status = ours.look_again()
     assert not status.ready and status.files_staged == 12
     assert status.problems == [f"1 copies in {web.parent}/scratch are gone: something removes them"]
-    assert read_status(status_path(web.parent / "scratch", "run")) == status
+    assert read_status(status_path(web.parent / "scratch", "run", "n1")) == status
 
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def test_staging_here_and_now(web: Path, capsys: pytest.CaptureFixture[str], whe
     assert main(typed(web, f"data.stage_when={when}")) == 0
     assert contents(copies(web)) == contents(web)
     assert re.search(r"done: staged 6\d\d\.\d kB of 6\d\d\.\d kB \(100%\)", capsys.readouterr().out)
-    status = read_status(status_path(web.parent / "scratch", "tiny"))
+    status = read_status(status_path(web.parent / "scratch", "tiny", socket.gethostname()))
     assert status is not None and status.state is StageState.done
 
 
@@ -80,7 +81,7 @@ def test_a_spare_node_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (done["event"], done["state"], done["files"]) == ("stage_done", "done", 2)
     told = read_status(run.staging_dir / "spare.json")
     assert told is not None and told.ready
-    status = read_status(status_path(tmp_path / "scratch", "run"))
+    status = read_status(status_path(tmp_path / "scratch", "run", socket.gethostname()))
     assert status is not None and status.ready
 
 
@@ -95,7 +96,7 @@ def test_bad_input(web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "data.stage_threads=0: must be at least 1" in capsys.readouterr().err
     assert main(typed(web, "data.sources.demo.path=/none")) == 2
     assert "data.sources.demo.path=/none cannot be read" in capsys.readouterr().err
-    status = read_status(status_path(web.parent / "scratch", "tiny"))
+    status = read_status(status_path(web.parent / "scratch", "tiny", socket.gethostname()))
     assert status is not None and status.state is StageState.failed and "/none cannot be read" in status.problems[0]
 
 
@@ -108,7 +109,7 @@ def test_a_node_serves_until_it_is_told_to_end_and_never_shows_the_token(web: Pa
     folder = peers_dir(root / "runs" / "tiny")
     deadline = time.monotonic() + 60
     while not (
-        (status := read_status(status_path(root / "scratch", "tiny")))
+        (status := read_status(status_path(root / "scratch", "tiny", socket.gethostname())))
         and status.ready
         and (folder / "n1.json").exists()
     ):
@@ -117,7 +118,7 @@ def test_a_node_serves_until_it_is_told_to_end_and_never_shows_the_token(web: Pa
     command = [part.replace("/scratch", "/scratch2") for part in command]
     second = subprocess.Popen(command, env={**environment, "HARNESS_NODE": "n2"}, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    while not ((status := read_status(status_path(root / "scratch2", "tiny"))) and status.ready):
+    while not ((status := read_status(status_path(root / "scratch2", "tiny", socket.gethostname()))) and status.ready):
         assert time.monotonic() < deadline and second.poll() is None
         time.sleep(0.1)
     assert status.bytes_from_peers == status.bytes_wanted

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_hopeless_run_ends(slurm: Bench) -> None:
 
 @pytest.mark.prometheus
 def test_node_loses_power_under_prometheus(
-    slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float]
+    slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float], tmp_path: Path
 ) -> None:
     """The founding promise: nobody touches anything, the run ends on healthy nodes, and the metrics tell the story."""
     require("prometheus", "promtool")
@@ -143,7 +144,7 @@ def test_node_loses_power_under_prometheus(
     ]
     monitor = subprocess.Popen(command, env=slurm.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        run = _start(slurm, "power")
+        run = _start(slurm, "power", f"data.stage_to={tmp_path}")  # so that every panel has something to show
         slurm_cluster.kill("n2")
         run.wait(lambda: len(run.events("train_start")) > 1, "training on healthy nodes", 120)
         prometheus = Prometheus(read_endpoints(slurm.runs_dir)["prometheus"])
