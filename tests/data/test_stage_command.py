@@ -81,7 +81,7 @@ def test_a_spare_node_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (done["event"], done["state"], done["files"]) == ("stage_done", "done", 2)
     told = read_status(run.staging_dir / "spare.json")
     assert told is not None and told.ready
-    status = read_status(status_path(tmp_path / "scratch", "run", socket.gethostname()))
+    status = read_status(status_path(tmp_path / "scratch", "run", "spare"))
     assert status is not None and status.ready
 
 
@@ -109,7 +109,7 @@ def test_a_node_serves_until_it_is_told_to_end_and_never_shows_the_token(web: Pa
     folder = peers_dir(root / "runs" / "tiny")
     deadline = time.monotonic() + 60
     while not (
-        (status := read_status(status_path(root / "scratch", "tiny", socket.gethostname())))
+        (status := read_status(status_path(root / "scratch", "tiny", "n1")))
         and status.ready
         and (folder / "n1.json").exists()
     ):
@@ -118,7 +118,7 @@ def test_a_node_serves_until_it_is_told_to_end_and_never_shows_the_token(web: Pa
     command = [part.replace("/scratch", "/scratch2") for part in command]
     second = subprocess.Popen(command, env={**environment, "HARNESS_NODE": "n2"}, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    while not ((status := read_status(status_path(root / "scratch2", "tiny", socket.gethostname()))) and status.ready):
+    while not ((status := read_status(status_path(root / "scratch2", "tiny", "n2"))) and status.ready):
         assert time.monotonic() < deadline and second.poll() is None
         time.sleep(0.1)
     assert status.bytes_from_peers == status.bytes_wanted
