@@ -11,7 +11,6 @@ already: every read is checked, at 0.15 microseconds a block.
 import errno
 import os
 import struct
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import xxhash
 
 from harness.data.errors import DataError
-from harness.run.files import fsync_folder
+from harness.run.files import write_atomic
 
 SUFFIX = ".sums"
 BLOCK_BYTES = 4096
@@ -69,17 +68,7 @@ class ChecksumWriter:
         table = np.concatenate([*self._parts, block_sums(self._rest)]).astype(_SUM).tobytes()
         header = _HEADER.pack(MAGIC, VERSION, XXH3_LOW32, BLOCK_BYTES, self._size, xxhash.xxh3_64_intdigest(table))
         target = sums_path(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(header + table)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync_folder(target.parent)
+        write_atomic(target, header + table)
         return target
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from harness.fp8.kernels import VALUE, cast_into, scale_for
 from harness.model.stage import Stage
+from harness.parallel.local import local
 
 MIN_WIDTH = 1024
 """Matrices with a narrower side stay in bf16: casting costs them more than the faster product saves."""
@@ -62,7 +63,7 @@ class Fp8Weights:
     def scales(self) -> list[torch.Tensor]:
         """The scale of each matrix (0-dim fp32), for what the master weights hold now. Collective over the ranks that share
         them."""
-        parts = [_fp32_part(master) for master in self._masters]
+        parts = [local(master).detach() for master in self._masters]
         device = parts[0].device
         held = [number for number, part in enumerate(parts) if part.numel()]  # a rank may have no share of a small one
         largest = torch.zeros(len(parts), device=device)
@@ -94,8 +95,8 @@ class Fp8Weights:
         self._copies: list[Any] = []
         for master, scale in zip(self._masters, self.scales(), strict=True):
             values = torch.empty_like(master, dtype=VALUE, requires_grad=False)
+            cast_into(master, scale, values)
             self._copies.append(nn.Parameter(Float8TrainingTensor(values, scale, dtype, None)))
-        self.write_copies()
         return {id(master): copy for master, copy in zip(self._masters, self._copies, strict=True)}
 
     @torch.no_grad()
@@ -109,12 +110,6 @@ class Fp8Weights:
 def _wide(modules: list[nn.Linear]) -> list[nn.Linear] | None:
     out = sum(module.out_features for module in modules)
     return modules if min(modules[0].in_features, out) >= MIN_WIDTH else None
-
-
-def _fp32_part(master: torch.Tensor) -> torch.Tensor:
-    part = master.to_local() if isinstance(master, DTensor) else master
-    inner = getattr(part, "_tensor", part)
-    return inner.detach()
 
 
 def _largest_of_ranks(values: torch.Tensor, like: torch.Tensor) -> None:

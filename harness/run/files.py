@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`: complete, on disk, or not at all. Raises OSError (disk full, no permission)."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`: complete, on disk, or not at all. Raises OSError (disk full, no permission)."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
+        with open(temporary, "wb") as f:
+            f.write(content if isinstance(content, bytes) else content.encode())
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
