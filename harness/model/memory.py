@@ -161,10 +161,11 @@ class _Rank:
         """Bytes on top of the rest. Where weights are replicated and each step is one micro batch, gradients are neither
         copied nor summed: they take the places of the activations that they free."""
         shape = self.shape
-        if replicates_weights(self.config) and shape.accumulation_steps == shape.dp_replicate == 1 and not self.in_fp8:
+        if replicates_weights(self.config) and shape.accumulation_steps == shape.dp_replicate == 1:
+            if self.in_fp8:  # what it frees is too small for them
+                return whole * self.width
             return max(0, whole * self.width - round(self._activations(mode) * self.tokens) * self.width)
-        alone = shape.accumulation_steps == shape.shards == shape.dp_replicate == 1
-        return (whole if unreduced else sharded) * (self.width if alone else FP32)
+        return (whole if unreduced else sharded) * FP32
 
     def _optimizer_values(self, sharded: int) -> int:
         """Two moments of each weight; Muon keeps one of the layers' matrices."""
