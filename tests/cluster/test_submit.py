@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from harness import slurm
 from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, SubmissionError, batch_script, is_active, visible_gpus
 from harness.config.compose import compose
 from harness.run.folder import RunFolder
+from tests.waiting import wait_for, wait_until_dead
 
 
 def script(tmp_path: Path, *overrides: str, excluded: dict[str, str] | None = None) -> str:
@@ -70,14 +70,11 @@ def test_srun_and_its_shepherd_die_with_the_batch_shell(tmp_path: Path) -> None:
     script = f"{SRUN_THAT_DIES_AT_ONCE}\nsrun {tmp_path}/pids\necho status $?\n"
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     shell = subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text().strip():
-        time.sleep(0.05)
+    wait_for((tmp_path / "pids").read_text, "the fake srun says which processes it has")
     shell.terminate()
     output, _ = shell.communicate(timeout=10)
     assert output == "status 143\n", "the shell goes on to its last line"
-    for pid in (tmp_path / "pids").read_text().split():
-        stat = Path(f"/proc/{pid}/stat")
-        assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    wait_until_dead(map(int, (tmp_path / "pids").read_text().split()))
 
 
 def test_srun_keeps_its_exit_status(tmp_path: Path) -> None:

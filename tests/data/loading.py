@@ -1,8 +1,6 @@
 """Loaders with small numbers, and an observer that remembers, for tests of reading."""
 
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +118,6 @@ def small_order(root: Path) -> SampleOrder:
     write_token_file(root / "web", [[number % 100 for number in range(2000)]], "shard.ds")
     source = open_source("web", root / "web")
     return SampleOrder([source], [StageConfig(weights={"web": 1})], seed=1, seq_len=8, global_batch_size=8)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Waiter:

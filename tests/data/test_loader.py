@@ -18,7 +18,8 @@ from harness.data.reader import Reader
 from harness.data.skips import Skips
 from harness.data.token_files import TokenSource, open_source
 from tests.data.conftest import write_token_file
-from tests.data.loading import Waiter, Watcher, all_inputs, make, reference, wait_until
+from tests.data.loading import Waiter, Watcher, all_inputs, make, reference
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -109,11 +110,11 @@ def test_without_document_mask_positions_run_through(order: SampleOrder) -> None
 def test_reads_ahead_but_no_further(order: SampleOrder) -> None:
     watcher = Watcher()
     with make(order, observer=watcher) as loader:
-        wait_until(lambda: watcher.queued and watcher.queued[-1] == 3)
+        wait_for(lambda: watcher.queued and watcher.queued[-1] == 3)
         time.sleep(0.05)  # room to do wrong
         assert watcher.samples_read() == 3 * 8
         next(loader)
-        wait_until(lambda: watcher.samples_read() == 4 * 8)
+        wait_for(lambda: watcher.samples_read() == 4 * 8)
     assert max(watcher.queued) == 3
     assert watcher.cpu_seconds > 0
 

@@ -17,7 +17,8 @@ from harness.data.errors import DataError
 from harness.data.order import SampleOrder
 from harness.data.token_files import open_source
 from tests.data.conftest import write_token_file
-from tests.data.loading import Waiter, Watcher, all_inputs, make, reading, reference, small_order, wait_until
+from tests.data.loading import Waiter, Watcher, all_inputs, make, reading, reference, small_order
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -100,7 +101,7 @@ def test_a_read_that_hangs_is_visible_and_close_does_not_wait_for_ever(
     for _ in range(40):  # the mount comes back: the threads see that they are to end
         os.close(os.open(path, os.O_RDWR))
         time.sleep(0.01)
-    wait_until(lambda: not any(thread.name.startswith("data-reader") for thread in threading.enumerate()))
+    wait_for(lambda: not any(thread.name.startswith("data-reader") for thread in threading.enumerate()))
 
 
 def test_a_file_that_is_cut_off_ends_the_run(
@@ -135,16 +136,16 @@ def test_an_outage_is_waited_out(tmp_path: Path, quick_retries: None, missing: s
     place = shard(order) if missing == "shard" else shard(order).parent
     watcher = Watcher()
     with make(order, observer=watcher, reading=reading(order, 4, **QUICK), stop_step=20) as loader:
-        wait_until(lambda: watcher.queued and watcher.queued[-1] == 4)
+        wait_for(lambda: watcher.queued and watcher.queued[-1] == 4)
         place.rename(tmp_path / "away")
         loader._pool._reader.close()  # the handles are stale
         batches = [next(loader) for _ in range(4)]  # what was read ahead goes on
         waiting = Waiter(loader)
-        wait_until(lambda: watcher.stalls and len(watcher.errors) > 10)
+        wait_for(lambda: watcher.stalls and len(watcher.errors) > 10)
         assert waiting.is_waiting()
         (tmp_path / "away").rename(place)
         batches += [waiting.result(), *loader]  # type: ignore[list-item]
-        wait_until(lambda: len(watcher.stalls) == 2)
+        wait_for(lambda: len(watcher.stalls) == 2)
     assert [batch.step for batch in batches] == list(range(1, 21))
     assert all_inputs(batches) == right(order, 20)
     assert {number for _, number in watcher.errors} == {2}
@@ -178,7 +179,7 @@ def test_hung_reads_are_hedged_with_a_replica_and_late_answers_harm_nothing(
         assert gate.held and watcher.stalls[0].reason == "no answer yet"
         gate.opened.set()
         batches += list(loader)
-        wait_until(lambda: watcher.stalls[-1].served_by is not None)
+        wait_for(lambda: watcher.stalls[-1].served_by is not None)
     assert all_inputs(batches) == right(order, 60)
     assert [key for key in watcher.keys if key[1] == "web"] == watcher.keys
     assert watcher.stalls[-1].served_by is not None
@@ -192,12 +193,12 @@ def test_hung_threads_are_replaced_up_to_a_bound(
     watcher = Watcher()
     settings = reading(order, 30, threads=2, slow_seconds=0.01, **QUICK)
     with make(order, observer=watcher, reading=settings, stop_step=40) as loader:
-        wait_until(lambda: len(watcher.in_flight) == 64 and watcher.timeouts)
+        wait_for(lambda: len(watcher.in_flight) == 64 and watcher.timeouts)
         time.sleep(0.1)  # room to do wrong
         assert gate.held == 64 == len(watcher.in_flight)
         gate.opened.set()
         batches = list(loader)
-        wait_until(lambda: len(loader._pool._threads) <= 2)
+        wait_for(lambda: len(loader._pool._threads) <= 2)
     assert all_inputs(batches) == right(order, 40)
 
 

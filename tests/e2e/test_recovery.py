@@ -124,6 +124,25 @@ def test_hopeless_run_ends(slurm: Bench) -> None:
     assert run.events("restart") == []
 
 
+def test_a_node_that_cannot_read_the_data_is_left_out(
+    slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float], tmp_path: Path
+) -> None:
+    """One node's mount is empty; the others read, so the run goes on without that node, and says why."""
+    slurm_cluster.exec("n2", "mount", "--bind", str(tmp_path), str(slurm.tokens))
+    try:
+        slurm.launch("unreadable", *SLURM)
+        run = slurm.run("unreadable")
+        run.wait_for_end()
+    finally:
+        slurm_cluster.exec("n2", "umount", str(slurm.tokens))
+    assert run.losses() == uninterrupted
+    nodes = [event["nodes"] for event in run.events("attempt_start")]
+    assert nodes == [["n1", "n2", "n3"], ["n1", "n3", "n4"]], run.describe()
+    assert list(run.folder.excluded_nodes()) == ["n2"]
+    said = run.events("data_unreadable")
+    assert [event["node"] for event in said] == ["n2"] and str(slurm.tokens) in said[0]["why"]
+
+
 @pytest.mark.prometheus
 def test_node_loses_power_under_prometheus(
     slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float], tmp_path: Path

@@ -20,7 +20,7 @@ from harness.monitor.endpoints import endpoints_path
 from harness.monitor.ports import free_row
 from harness.observe.targets import TargetRegistration
 from tests.conftest import require
-from tests.monitor.waiting import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.prometheus
 

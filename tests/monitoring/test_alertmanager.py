@@ -18,7 +18,7 @@ import yaml
 from harness.monitor.ports import free_row
 from harness.monitor.render import REPOSITORY
 from tests.conftest import require
-from tests.monitor.waiting import wait_for
+from tests.waiting import wait_for
 
 CONFIG = REPOSITORY / "monitoring" / "alertmanager.yml"
 pytestmark = pytest.mark.prometheus

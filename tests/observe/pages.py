@@ -1,7 +1,6 @@
 """A /metrics page as Prometheus reads it, and waiting for things to happen."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
@@ -44,11 +43,3 @@ class _Once:
 def page_of(metrics: Iterable[Metric]) -> Page:
     """The page that these families alone would make."""
     return Page(generate_latest(_Once(list(metrics))).decode())
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until `condition` holds; fails after a time that no healthy machine needs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)

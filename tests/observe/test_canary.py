@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.observe.canary import PROBE_FILE, CanaryCollector, CanaryMount
-from tests.observe.pages import Page, eventually, page_of
+from tests.observe.pages import Page, page_of
+from tests.waiting import alive, wait_for, wait_until_dead
 
 Start = Callable[..., CanaryCollector]
 
@@ -45,14 +46,6 @@ def seconds(page: Page, kind: str, mount: str = "/fsx") -> float | None:
 
 def timeouts(page: Page, kind: str, mount: str = "/fsx") -> float | None:
     return page.get("harness_canary_timeouts_total", mount=mount, kind=kind)
-
-
-def running(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_three_kinds_of_reads(start: Start, shard: Path, tmp_path: Path) -> None:
@@ -192,7 +185,7 @@ def test_a_probe_that_comes_back_is_used_again(start: Start, tmp_path: Path) -> 
     writer.join()
     stuck.unlink()
     stuck.write_bytes(bytes(8192))
-    eventually(lambda: (seconds(scrape(collector), "cold") or 1) < 0.2)
+    wait_for(lambda: (seconds(scrape(collector), "cold") or 1) < 0.2)
     for fd in opened:
         os.close(fd)
 
@@ -206,7 +199,7 @@ def test_a_stopped_child_times_everything_out(start: Start, shard: Path, tmp_pat
     for kind in ("hot", "cold", "meta"):
         assert timeouts(page, kind) == 1 and (seconds(page, kind) or 0) >= 0.5
     os.kill(collector.child_pid, signal.SIGCONT)
-    eventually(lambda: all((seconds(scrape(collector), kind) or 1) < 0.5 for kind in ("hot", "cold", "meta")))
+    wait_for(lambda: all((seconds(scrape(collector), kind) or 1) < 0.5 for kind in ("hot", "cold", "meta")))
 
 
 def test_a_stopped_child_does_not_outlive_close(start: Start, tmp_path: Path) -> None:
@@ -216,7 +209,7 @@ def test_a_stopped_child_does_not_outlive_close(start: Start, tmp_path: Path) ->
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     collector.close()
-    eventually(lambda: not running(pid))
+    wait_until_dead([pid])
 
 
 def test_a_dead_child_is_an_error_and_is_replaced(start: Start, tmp_path: Path) -> None:
@@ -225,7 +218,7 @@ def test_a_dead_child_is_an_error_and_is_replaced(start: Start, tmp_path: Path) 
     pid = collector.child_pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not running(pid))
+    wait_until_dead([pid])
     with pytest.raises(RuntimeError, match="canary process ended"):
         collector.collect()
     assert seconds(scrape(collector), "hot") is not None
@@ -253,11 +246,11 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert running(child)
+    assert alive(child)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    eventually(lambda: not running(child))
+    wait_until_dead([child])
 
 
 def test_the_child_dies_with_its_parent_even_while_stuck(tmp_path: Path) -> None:

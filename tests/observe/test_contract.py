@@ -27,7 +27,8 @@ from harness.observe.xid import XidCollector
 from harness.run.folder import Ledger
 from tests.conftest import require
 from tests.observe.conftest import NvmlState
-from tests.observe.pages import Page, eventually
+from tests.observe.pages import Page
+from tests.waiting import wait_for
 
 CONTRACT = """
 harness_train_tokens_total                       counter
@@ -166,7 +167,7 @@ def complete_page(exporter: Exporter) -> str:
         text = fetch(exporter)
         return all(f"# TYPE {name} " in text for name in TABLE) and 'xid="79"' in text
 
-    eventually(everything_is_there)
+    wait_for(everything_is_there)
     return fetch(exporter)
 
 

@@ -16,7 +16,8 @@ from harness.observe import collector as collector_module
 from harness.observe import exporter as exporter_module
 from harness.observe.collector import Background, Collector, CollectorDisabled
 from harness.observe.exporter import Exporter, ExporterError
-from tests.observe.pages import Page, eventually
+from tests.observe.pages import Page
+from tests.waiting import wait_for
 
 
 class Counting:
@@ -143,7 +144,7 @@ def test_a_hanging_collector_holds_one_thread_and_not_the_page(serve, monkeypatc
     assert result.get("harness_test_calls_total", collector="well") == 6
     assert hanging.calls == 2 and len(hanging.threads) == 1
     hanging.released.set()
-    eventually(lambda: page(exporter).get("harness_test_calls_total", collector="hanging") == hanging.calls)
+    wait_for(lambda: page(exporter).get("harness_test_calls_total", collector="hanging") == hanging.calls)
     assert len(hanging.threads) == 1
 
 
@@ -153,14 +154,14 @@ def test_a_stale_result_is_absent(serve, monkeypatch: pytest.MonkeyPatch) -> Non
     exporter = serve(sick)
     page(exporter)
     sick.error = RuntimeError("no")
-    eventually(lambda: not page(exporter).series("harness_test_calls_total"))
+    wait_for(lambda: not page(exporter).series("harness_test_calls_total"))
     assert page(exporter).get("harness_exporter_collector_enabled", collector="sick") == 1
 
 
 def test_a_background_collector_has_its_own_clock(serve) -> None:
     often, once = Counting("often"), Counting("once")
     exporter = serve(Background(often, 0.01), Background(once, 3600))
-    eventually(lambda: often.calls >= 5 and once.calls == 1)
+    wait_for(lambda: often.calls >= 5 and once.calls == 1)
     for _ in range(3):
         page(exporter)
     assert once.calls == 1
@@ -268,11 +269,11 @@ def test_close_does_not_wait_for_a_hung_collector(monkeypatch: pytest.MonkeyPatc
     hanging = Counting("hanging")
     hanging.released.clear()
     exporter = Exporter([Background(hanging, 1)], "127.0.0.1", 0)
-    eventually(lambda: hanging.calls == 1)
+    wait_for(lambda: hanging.calls == 1)
     exporter.close()
     assert not hanging.closed
     hanging.released.set()
-    eventually(lambda: hanging.closed)
+    wait_for(lambda: hanging.closed)
 
 
 def test_a_silent_client_does_not_stop_others(serve) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.observe.targets import TargetRegistration
-from tests.observe.pages import eventually
+from tests.waiting import wait_for
 
 Register = Callable[..., TargetRegistration]
 
@@ -34,7 +34,7 @@ def content(registration: TargetRegistration) -> dict:
 
 def test_registers_where_discovery_looks(register: Register, tmp_path: Path) -> None:
     registration = register()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     assert registration.path == tmp_path / "targets" / "smol.3.n07.json"
     record = content(registration)
     assert record["targets"] == ["10.0.0.7:9000"]
@@ -44,20 +44,20 @@ def test_registers_where_discovery_looks(register: Register, tmp_path: Path) -> 
 
 def test_an_ipv6_address_is_bracketed(register: Register) -> None:
     registration = register(address=("::1", 9000))
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     assert content(registration)["targets"] == ["[::1]:9000"]
 
 
 def test_the_lease_is_renewed(register: Register) -> None:
     registration = register()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     first = content(registration)["lease"]
-    eventually(lambda: content(registration)["lease"] > first)
+    wait_for(lambda: content(registration)["lease"] > first)
 
 
 def test_a_reader_never_sees_half_a_file(register: Register) -> None:
     registration = register()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     for _ in range(500):
         assert content(registration)["targets"]
 
@@ -66,7 +66,7 @@ def test_a_clean_exit_withdraws_the_target_before_the_file_goes(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registration = register()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     seen, unlink = [], Path.unlink
 
     def watched(path: Path, missing_ok: bool = False) -> None:
@@ -86,19 +86,19 @@ def test_a_folder_that_cannot_be_written_is_logged_once_and_tried_again(
     folder = tmp_path / "targets"
     folder.write_text("in the way")
     registration = register(folder)
-    eventually(lambda: bool(caplog.messages))
+    wait_for(lambda: bool(caplog.messages))
     time.sleep(0.2)
     assert len([message for message in caplog.messages if "could not register" in message]) == 1
     folder.unlink()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
 
 
 def test_a_folder_that_goes_away_comes_back(register: Register) -> None:
     registration = register()
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
     aside = registration.path.parent.with_name("aside")
     registration.path.parent.rename(aside)
-    eventually(registration.path.exists)
+    wait_for(registration.path.exists)
 
 
 def test_close_never_raises(register: Register, tmp_path: Path) -> None:

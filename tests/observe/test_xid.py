@@ -8,7 +8,8 @@ from harness.observe.collector import CollectorDisabled
 from harness.observe.nvml_library import DriverAway
 from harness.observe.xid import XidCollector
 from tests.observe.conftest import NvmlState
-from tests.observe.pages import Page, eventually, page_of
+from tests.observe.pages import Page, page_of
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -42,10 +43,10 @@ def test_the_same_xid_twice_counts_twice(nvml: NvmlState, listen) -> None:
     first = nvml.event(1, 79)
     before = time.time()
     nvml("gpu 0", "gpu 1", first)
-    eventually(lambda: count(collector, 1, 79) == 1)
+    wait_for(lambda: count(collector, 1, 79) == 1)
     nvml("gpu 0", "gpu 1", first, nvml.event(1, 79), nvml.event(0, 31))
-    eventually(lambda: count(collector, 1, 79) == 2)
-    eventually(lambda: count(collector, 0, 31) == 1)
+    wait_for(lambda: count(collector, 1, 79) == 2)
+    wait_for(lambda: count(collector, 0, 31) == 1)
     last = scrape(collector).get("harness_gpu_xid_last_timestamp_seconds", gpu="1", xid="79")
     assert last is not None and before <= last <= time.time()
 
@@ -53,14 +54,14 @@ def test_the_same_xid_twice_counts_twice(nvml: NvmlState, listen) -> None:
 def test_other_jobs_gpus_are_not_listened_to(nvml: NvmlState, listen) -> None:
     nvml("gpu 0", "gpu 1", nvml.event(0, 79), nvml.event(1, 48))
     collector = listen("1")
-    eventually(lambda: count(collector, 1, 48) == 1)
+    wait_for(lambda: count(collector, 1, 48) == 1)
     assert count(collector, 0, 79) is None
 
 
 def test_goes_on_listening_while_one_gpu_is_lost(nvml: NvmlState, listen) -> None:
     nvml("gpu 0 lost=1", "gpu 1", nvml.event(1, 79))
     collector = listen()
-    eventually(lambda: count(collector, 1, 79) == 1)
+    wait_for(lambda: count(collector, 1, 79) == 1)
 
 
 def test_listens_again_after_an_error(nvml: NvmlState, listen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,7 @@ def test_listens_again_after_an_error(nvml: NvmlState, listen, monkeypatch: pyte
     nvml("gpu 0", nvml.event(0, 94))
     collector = listen()
     scrape(collector)
-    eventually(lambda: count(collector, 0, 94) == 1)
+    wait_for(lambda: count(collector, 0, 94) == 1)
     assert failures
 
 
@@ -87,7 +88,7 @@ def test_a_gpu_that_appears_later_is_listened_to(nvml: NvmlState, listen) -> Non
     collector = listen()
     scrape(collector)
     nvml("gpu 0", nvml.event(0, 13))
-    eventually(lambda: count(collector, 0, 13) == 1)
+    wait_for(lambda: count(collector, 0, 13) == 1)
 
 
 def test_close_ends_the_thread(nvml: NvmlState, listen) -> None:
@@ -111,4 +112,4 @@ def test_a_driver_that_is_away_is_an_error_until_it_is_back(nvml: NvmlState, lis
     with pytest.raises(DriverAway):
         collector.collect()
     nvml("gpu 0", nvml.event(0, 63))
-    eventually(lambda: count(collector, 0, 63) == 1)
+    wait_for(lambda: count(collector, 0, 63) == 1)

@@ -3,24 +3,16 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from harness.preflight import process_tree
+from tests.waiting import wait_until_dead
 
 
 def state(pid: int) -> str:
     """R, S, T (stopped), Z, or nothing for a process that is gone."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else ""
-
-
-def wait_until_dead(pids: list[int]) -> None:
-    """SIGKILL takes effect when the process is next run."""
-    deadline = time.monotonic() + 20
-    while any(state(pid) not in ("", "Z") for pid in pids):
-        assert time.monotonic() < deadline, "a process outlives SIGKILL"
-        time.sleep(0.01)
 
 
 def tree_of(script: str) -> tuple["subprocess.Popen[str]", list[int]]:

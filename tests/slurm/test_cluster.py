@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,9 @@ from slurm.devcluster import cgroups, cluster, daemons, network
 from slurm.devcluster.layout import Layout, Settings
 from tests.slurm.test_dev_command import DEV, dev
 from tests.slurm_cluster import SlurmCluster, require_slurm
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-    """Wait until `condition` holds; the limit only ends a hopeless wait."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.2)
 
 
 def traces(folder: Path) -> set[str]:

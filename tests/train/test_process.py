@@ -3,12 +3,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
 from harness.train.exits import BadConfig
 from harness.train.process import Place, ensure_rendezvous, threads_per_rank
+from tests.waiting import wait_until_dead
 
 
 def test_place_is_read_from_the_environment() -> None:
@@ -59,16 +59,4 @@ def test_rank_ignores_usr2_tells_its_stack_and_dies_with_its_launcher() -> None:
     process.kill()
     process.wait()
     process.stdout.read()  # ends when the last holder of the pipe has gone
-    for _ in range(100):
-        if not _alive(pid):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the rank outlived its launcher")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    wait_until_dead([pid])  # a rank does not outlive its launcher

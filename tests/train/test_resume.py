@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from harness.run.files import read_json_lines
 from harness.run.folder import RunFolder
 from tests.ranks import exit_codes, free_port, start_trainers
 from tests.tiny import losses, tiny_run
+from tests.waiting import wait_for
 
 STEPS = 12
 
@@ -27,13 +26,6 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     run = tiny_run(folder, data=data, steps=STEPS)
     assert exit_codes(start_trainers(run.path, 2, folder)) == [0, 0]
     return losses(run)
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"waited a minute for {what}"
-        time.sleep(0.002)
 
 
 def events(run: RunFolder, name: str) -> list[int]:
@@ -48,7 +40,9 @@ def test_losses_after_a_killed_rank_equal_the_uninterrupted_ones(
     ranks = start_trainers(run.path, 2, tmp_path, attempt=0)
     # with a saved step and at least one more that will be lost
     wait_for(
-        lambda: events(run, "checkpoint") and max(losses(run), default=0) > events(run, "checkpoint")[-1], "a step"
+        lambda: events(run, "checkpoint") and max(losses(run), default=0) > events(run, "checkpoint")[-1],
+        "a step after a checkpoint",
+        every=0.002,
     )
     assert ranks[1].pid is not None
     os.kill(ranks[1].pid, signal.SIGKILL)
@@ -88,7 +82,7 @@ def test_two_ranks_go_on_as_one(data: Path, tmp_path: Path) -> None:
 def test_stop_request_saves_and_the_rest_follows(data: Path, uninterrupted: dict[int, float], tmp_path: Path) -> None:
     run = tiny_run(tmp_path, data=data, steps=STEPS, checkpoint__every_steps=100)
     ranks = start_trainers(run.path, 2, tmp_path)
-    wait_for(lambda: len(losses(run)) >= 2, "two steps")
+    wait_for(lambda: len(losses(run)) >= 2, "two steps", every=0.002)
     for rank in ranks:
         assert rank.pid is not None
         os.kill(rank.pid, signal.SIGUSR2)  # Slurm sends it to everybody; only the agent acts on it
