@@ -36,7 +36,7 @@ def build() -> dashboards.Dashboard:
             .sort(VariableSort.ALPHABETICAL_ASC)
         )
     )
-    for add in (_headline, _training, _time, _data, _nodes, _gpus, _checkpoints):
+    for add in (_headline, _training, _time, _reads, _copies, _nodes, _gpus, _checkpoints):
         add(board)
     return board
 
@@ -230,7 +230,7 @@ def _time(board: dashboards.Dashboard) -> None:
     )
 
 
-def _data(board: dashboards.Dashboard) -> None:
+def _reads(board: dashboards.Dashboard) -> None:
     board.with_row(dashboards.Row("Data"))
     bucket = 'sum by (le, mount) (rate(harness_data_read_seconds_bucket{run="$run"}[$__rate_interval]))'
     board.with_panel(
@@ -301,6 +301,10 @@ def _data(board: dashboards.Dashboard) -> None:
             columns=8,
         )
     )
+
+
+def _copies(board: dashboards.Dashboard) -> None:
+    """Where the data lies, in the row that `_reads` has begun."""
     board.with_panel(
         lines(
             "Share of the data that is local",

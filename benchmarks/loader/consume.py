@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader.programs import memmap
-from benchmarks.loader.shape import END, SEQ_LEN, VOCAB
+from benchmarks.loader.programs.ours import loader_over as harness_loader
+from benchmarks.loader.shape import SEQ_LEN
 
 STEP_SECONDS = 0.25
 SAMPLES = 4
@@ -52,11 +53,7 @@ def theirs(folder: Path) -> Generator[Any, None, None]:
 
 def ours(kind: str, folder: Path, log: Path) -> Generator[Any, None, None]:
     """The harness's loader with its defaults but for the read-ahead, reporting as a rank does."""
-    from harness.config.schema import StageConfig
-    from harness.data.loader import Loader
-    from harness.data.order import SampleOrder
     from harness.data.read_settings import ReadSettings, batch_bytes
-    from harness.data.token_files import open_source
     from harness.observe.board import Board
     from harness.observe.reads import BoardReads
     from harness.run.folder import Ledger
@@ -66,25 +63,8 @@ def ours(kind: str, folder: Path, log: Path) -> Generator[Any, None, None]:
     if seconds:
         settings = ReadSettings(ahead_bytes=int(float(seconds) / STEP_SECONDS) * batch_bytes(SAMPLES, SEQ_LEN))
     board = Board.open_for_write(log.with_suffix(".board"))
-    source = open_source("web", folder)
-    order = SampleOrder(
-        [source], [StageConfig(weights={"web": 1.0})], seed=1, seq_len=SEQ_LEN, global_batch_size=SAMPLES
-    )
-    with Loader(
-        [source],
-        order,
-        global_batch_size=SAMPLES,
-        micro_batch_size=SAMPLES,
-        dp_rank=0,
-        dp_size=1,
-        start_step=0,
-        seq_len=SEQ_LEN,
-        eos_token_id=END,
-        document_mask=True,
-        vocab_size=VOCAB,
-        reading=settings,
-        observer=BoardReads(board, Ledger(log.with_suffix(".events"), 0)),
-    ) as loader:
+    observer = BoardReads(board, Ledger(log.with_suffix(".events"), 0))
+    with harness_loader(folder, SAMPLES, settings, observer) as loader:
         try:
             for batch in loader:
                 board.set("step", batch.step)

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from harness.agent.launcher import die_with_parent
 from harness.agent.node import Node
 from harness.config.schema import RootConfig, StageWhen
 from harness.data.reach import unreachable
@@ -19,6 +19,7 @@ from harness.run.attempt import Attempt
 from harness.run.exit_codes import CONFIG, OK
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder
+from harness.run.parent import die_with
 
 REACH_SECONDS = 60.0
 OTHERS_SECONDS = 10.0
@@ -124,7 +125,7 @@ class NodeData:
         if not self._restarts:
             threading.Thread(target=self._listen, name="stage-status", daemon=True).start()
         environment = {**os.environ, "HARNESS_NODE": node.name, "HARNESS_ATTEMPT": str(self._attempt.number)}
-        self._stager = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+        self._stager = subprocess.Popen(command, env=environment, preexec_fn=partial(die_with, os.getpid()))
 
     def _ended_at(self, code: int) -> float:
         """When we first saw that the stager has ended: its last status is read a little later."""

@@ -5,7 +5,6 @@ resume from the newest checkpoint. How often they may is decided here by progres
 """
 
 import argparse
-import ctypes
 import os
 import shutil
 import signal
@@ -19,17 +18,12 @@ from harness.observe.board import Board
 from harness.run.budget import restarts_without_progress
 from harness.run.exit_codes import CRASH_LOOP, NOT_RETRIED
 from harness.run.folder import Ledger, RunFolder
+from harness.run.parent import die_with
 
-PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 5
 """How long ranks get to end after SIGTERM before they are killed."""
 UNLIMITED = 1_000_000
 """torch counts restarts down from here; the real budget is progress."""
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: no rank outlives its agent."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> int:
@@ -45,7 +39,7 @@ def main() -> int:
     parser.add_argument("--boards", type=Path, required=True)
     options = parser.parse_args()
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning goes to every process; the agent acts on it
-    die_with_parent()
+    die_with(os.getppid())
     return launch(options)
 
 

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.config.arguments import add_overrides
 from harness.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,16 +41,13 @@ def add_check(commands: Any) -> None:
 
 Exit code: 0 nothing is wrong, 1 something is, 2 bad config.""",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--full", action="store_true", help="read every file: checksums, token range, ends of documents"
     )
     parser.add_argument("--warm", action="store_true", help="bring back files that the file system has released")
     parser.add_argument("--threads", type=int, default=8, metavar="N", help="files read at once (default: 8)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
     parser.set_defaults(run=run)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from harness.config.arguments import add_overrides
 from harness.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,13 +46,10 @@ def add_stage(commands: Any) -> None:
 
 Exit code: 0 all is there, 1 something is not (no room, damaged, unreadable), 2 bad config.""",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--run", dest="run_folder", type=Path, metavar="FOLDER", help="a run's folder instead of overrides"
     )
-    parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
     parser.add_argument("--dry-run", action="store_true", help="read samples, say how much and how long, copy nothing")
     parser.add_argument(
         "--serve",

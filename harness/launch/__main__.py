@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.arguments import add_overrides
 from harness.config.schema import ClusterKind, RootConfig
 
 if TYPE_CHECKING:
@@ -55,12 +56,9 @@ def _parser() -> argparse.ArgumentParser:
 
 Overrides are Hydra's; every key with its type and meaning stands in harness/config/schema.py.""",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE")
+    add_overrides(parser)
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="one job for each combination of the values a,b,c"
-    )
-    parser.add_argument(
-        "--config-dir", type=Path, help="another folder with config groups, searched beside the repository's conf/"
     )
     return parser
 

@@ -1,6 +1,5 @@
 """Runs components as child processes that never outlive this one, and notices when one ends."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -8,16 +7,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from harness.monitor.components import Component
+from harness.run.parent import die_with
 
 READY_SECONDS = 120.0
 """Prometheus replays its write-ahead log before it is ready, which takes a while after a busy day."""
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
-PR_SET_PDEATHSIG = 1
 
-_libc = ctypes.CDLL(None)
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -48,7 +47,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **component.environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
             )
         self._running.append((component, process))
 
@@ -93,11 +92,6 @@ def last_lines(text: str, count: int = 8) -> Sequence[str]:
 def _tail(component: Component) -> str:
     text = component.log.read_text(errors="replace")
     return "\n".join([f"  {component.log}:", *(f"  | {line}" for line in last_lines(text))])
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec: the kernel ends it should this process be killed without a chance to clean up."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

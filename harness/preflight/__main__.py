@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from harness.config.arguments import add_overrides
 from harness.preflight.steps import STEPS, Result, Step, run_steps
 
 OK, FAILED = 0, 1
@@ -54,16 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 
 Exit code: 0 nothing failed, 1 something did.""",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--only", type=_names, default=[step.name for step in STEPS], metavar="NAME[,NAME]", help="these steps alone"
     )
     parser.add_argument("--list", action="store_true", help="print the steps and what they look at")
     parser.add_argument("--json", type=_writable, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the details of every step")
-    parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
     return parser
 
 

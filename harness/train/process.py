@@ -1,18 +1,15 @@
 """One rank as a process: where it stands among the others, signals, threads, and not outliving its launcher."""
 
-import ctypes
 import faulthandler
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.run.parent import die_with
 from harness.train.exits import BadConfig
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,7 @@ def prepare_process() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to every process; the agent acts on it
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the agent asks for stacks with it
     faulthandler.enable()
-    if sys.platform == "linux":
-        launcher = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:
-            os._exit(1)  # it died before the call above
+    die_with(os.getppid())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are built from the config: nothing is to be looked up
 

@@ -5,6 +5,7 @@ import copy
 import sys
 from pathlib import Path
 
+from harness.config.arguments import add_overrides
 from harness.config.schema import RootConfig, SourceConfig, StageConfig
 from harness.verify.errors import VerifyError
 
@@ -48,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="+exp=NAME, GROUP=NAME or KEY=VALUE, as launched"
-    )
+    add_overrides(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--all", action="store_true", help="each kind of layout that fits on four processes, one line each"
@@ -58,7 +57,6 @@ Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
     which.add_argument("--full-layout", action="store_true", help="the layout as it is, with all of its ranks")
     parser.add_argument("--cpu", action="store_true", help="compute on the CPU also where there are GPUs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
-    parser.add_argument("--config-dir", type=Path, help="another folder with config groups, searched beside conf/")
     return parser
 
 
