@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 QUICK_SECONDS = 0.0005
 """A read that takes no longer comes from memory."""
+SLOW_SHARE = 0.25
+"""Of about the last 16 reads, so many may have taken longer while reads still count as coming from memory: now and then one
+waits for the interpreter, or for a core."""
 TICK_SECONDS = 0.1
 """Between looks at what is under way."""
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
@@ -84,8 +87,9 @@ class ReadPool:
         self._backlogs: list[deque[Request]] = [deque() for _ in range(MOST_THREADS)]
         self._threads: dict[int, threading.Thread] = {}
         self._waiting = 0
+        self._slow_share = 0.0
         self._quick = True
-        """Whether the last read came at once: then one thread alone is fastest, as others would only take turns with it."""
+        """Whether reads come at once: then one thread alone is fastest, as others would only take turns with it."""
         self._slow = 0
         self._suspects: frozenset[str | tuple[int, int]] = frozenset()
         self._troubled: set[Request] = set()
@@ -161,15 +165,18 @@ class ReadPool:
             with self._lock:
                 if self._ended.is_set():
                     return False
+                if len(self._threads) - self._slow > self._settings.threads:
+                    self._work.notify()  # what woke it is for one that stays
+                    return False  # it stood in for a thread that has come back
+                if self._quick and len(self._threads) - self._waiting - self._slow > 1:
+                    self._wait()
+                    continue
                 if self._queue:
                     for _ in range(min(TOGETHER, len(self._queue)) if self._quick else 1):
                         backlog.append(self._queue.popleft())
                     if self._queue and self._waiting and not self._quick:
                         self._work.notify()
                     return True
-                if len(self._threads) - self._slow > self._settings.threads:
-                    self._work.notify()  # what woke it is for one that stays
-                    return False  # it stood in for a thread that has come back
                 if self._asking:
                     self._wait()
                     continue
@@ -206,7 +213,8 @@ class ReadPool:
                 self._failed(attempt, error)
             return
         seconds = time.monotonic() - attempt.since
-        self._quick = seconds < QUICK_SECONDS
+        self._slow_share += ((seconds > QUICK_SECONDS) - self._slow_share) / 16
+        self._quick = self._slow_share < SLOW_SHARE
         self._attempts[slot] = None
         slow = seconds > self._settings.slow_seconds
         self._observer.finished(slot, key, seconds, tokens.nbytes, slow)
@@ -314,7 +322,7 @@ class ReadPool:
         for slot, attempt in attempts:
             age = now - attempt.since
             if age > TICK_SECONDS:
-                self._quick = False
+                self._slow_share, self._quick = 1.0, False
                 self._take_back(self._backlogs[slot])
             slow += age > settings.slow_seconds
             if age > settings.hedge_seconds:
@@ -328,7 +336,9 @@ class ReadPool:
             while self._later and self._later[0][0] <= now:
                 self._queue.appendleft(heappop(self._later)[2])
                 self._work.notify()
-            if self._queue or not self._quick:
+            surplus = len(self._threads) - slow > settings.threads
+            forgotten = self._queue and self._waiting + slow >= len(self._threads)
+            if surplus or forgotten or not self._quick:
                 self._work.notify_all()
             self._replace_slow()
             self._troubled = {request for request in self._troubled if not request.done}

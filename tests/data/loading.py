@@ -22,6 +22,7 @@ class Watcher(NullObserver):
         self.lock = threading.Lock()
         self.keys: list[tuple[str, str]] = []
         self.in_flight: dict[int, int] = {}
+        self.most_in_flight = 0
         self.reads: list[tuple[int, int, float, int, bool]] = []
         self.errors: list[tuple[int, int]] = []
         self.timeouts: list[int] = []
@@ -38,6 +39,7 @@ class Watcher(NullObserver):
         with self.lock:
             assert slot not in self.in_flight, "a thread cannot read twice at once"
             self.in_flight[slot] = key
+            self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         self.began.set()
 
     def finished(self, slot: int, key: int, seconds: float, bytes_read: int, slow: bool) -> None:
