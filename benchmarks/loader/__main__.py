@@ -55,8 +55,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=lambda text: [int(part) for part in text.split(",")],
-        default=[0, 2],
-        help="of the rivals (default 0,2)",
+        default=[0, 1, 2],
+        help="of the rivals (default 0,1,2; nanotron's own default is 1)",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run, after a warm-up (default 5)")

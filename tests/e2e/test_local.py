@@ -59,7 +59,7 @@ def test_status_of_a_finished_run(local: Bench, undisturbed: dict[int, float]) -
 
 def test_a_hang_is_broken_and_the_losses_stay_the_same(local: Bench, undisturbed: dict[int, float]) -> None:
     """One rank stops in its tracks; the other waits for it in a collective, where no signal handler runs."""
-    local.launch("hang", *TWO_RANKS, "cluster.hang_seconds=8")
+    local.launch("hang", *TWO_RANKS, "cluster.hang_seconds=12")
     run = local.run("hang")
     run.wait_for_step(13)
     os.kill(_rank_pids(run)[0], signal.SIGSTOP)

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.runs import clean_env
 from tests.slurm_cluster import require_slurm
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slurm, pytest.mark.prometheus, pytest.mark.timeout(600)]
 
@@ -80,11 +80,12 @@ def _check_loss_fell(text: str) -> None:
 def _foreground(clone: Path, script: str) -> str:
     """A command that stays: wait until it says that it is up, then end it with Ctrl-C."""
     env = clean_env({"PYTHONPATH": str(clone), "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}"})
-    process = subprocess.Popen(["bash", "-c", f"exec {script.strip()} --port 0"], cwd=clone, env=env,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    time.sleep(8)
-    assert process.poll() is None, process.communicate()[0]
+    said = clone / "foreground.log"
+    with said.open("w") as log:
+        command = ["bash", "-c", f"exec {script.strip()} --port 0"]
+        process = subprocess.Popen(command, cwd=clone, env=env, stdout=log, stderr=subprocess.STDOUT)
+    wait_for(lambda: "http://127.0.0.1" in said.read_text() or process.poll() is not None, "it says where it is", 90)
+    assert process.poll() is None, said.read_text()
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=30)[0]
-    assert "http://127.0.0.1" in output, output
-    return output
+    assert process.wait(30) == 0, said.read_text()
+    return said.read_text()

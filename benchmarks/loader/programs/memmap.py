@@ -1,7 +1,7 @@
 """A map-style data set over memory-mapped token files with an index of all samples, and torch's DataLoader.
 
 The scheme of nanotron's loaders, written anew: a permutation of all samples in memory, a slice of a map per sample,
-samples stacked by a collator in worker processes.
+samples stacked by a collator in worker processes, one of them unless told otherwise (`data.num_loading_workers`).
 """
 
 from collections.abc import Iterator, Sequence
