@@ -63,9 +63,8 @@ class Gate:
         monkeypatch.setattr(LocalCopy, "read", gated)
 
 
-def test_slow_reads_are_flagged_and_logged_once(
-    order: SampleOrder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def delay_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every read of a file take 2 ms more."""
     preadv = os.preadv
 
     def slow(*arguments: object) -> int:
@@ -73,6 +72,12 @@ def test_slow_reads_are_flagged_and_logged_once(
         return preadv(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(copies_module.os, "preadv", slow)
+
+
+def test_slow_reads_are_flagged_and_logged_once(
+    order: SampleOrder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delay_reads(monkeypatch)
     watcher = Watcher()
     settings = reading(order, slow_seconds=0.001, verify=False)
     with caplog.at_level(logging.WARNING), make(order, observer=watcher, reading=settings, stop_step=2) as loader:
@@ -87,13 +92,7 @@ def test_one_thread_reads_alone_while_reads_come_from_memory(
     order: SampleOrder, monkeypatch: pytest.MonkeyPatch, from_memory: bool, at_once: int
 ) -> None:
     """Several would only wait for each other, at the interpreter's lock; on slower storage all of them read."""
-    preadv = os.preadv
-
-    def let_others_in(*arguments: object) -> int:
-        time.sleep(0.002)
-        return preadv(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(copies_module.os, "preadv", let_others_in)
+    delay_reads(monkeypatch)
     monkeypatch.setattr(pool_module, "QUICK_SECONDS", 10.0 if from_memory else 0.0)
     watcher = Watcher()
     with make(order, observer=watcher, reading=reading(order, 20, threads=3), stop_step=40) as loader:
