@@ -33,6 +33,8 @@ SLOW_SHARE = 0.25
 waits for the interpreter, or for a core."""
 TICK_SECONDS = 0.1
 """Between looks at what is under way."""
+LATE_SECONDS = 0.1
+"""A read that has been under way for longer does not come from memory: others are let in at once."""
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
 """Pauses before all copies are asked again; the last one is repeated."""
 DAMAGED_TRIES = 2
@@ -321,7 +323,7 @@ class ReadPool:
         slow = 0
         for slot, attempt in attempts:
             age = now - attempt.since
-            if age > TICK_SECONDS:
+            if age > LATE_SECONDS:
                 self._slow_share, self._quick = 1.0, False
                 self._take_back(self._backlogs[slot])
             slow += age > settings.slow_seconds

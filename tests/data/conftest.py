@@ -105,3 +105,4 @@ def no_thread_left() -> Iterator[None]:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "BACKOFF_SECONDS", (0.001,))
     monkeypatch.setattr(pool_module, "TICK_SECONDS", 0.005)
+    monkeypatch.setattr(pool_module, "LATE_SECONDS", 0.005)

@@ -94,6 +94,7 @@ def test_one_thread_reads_alone_while_reads_come_from_memory(
     """Several would only wait for each other, at the interpreter's lock; on slower storage all of them read."""
     delay_reads(monkeypatch)
     monkeypatch.setattr(pool_module, "QUICK_SECONDS", 10.0 if from_memory else 0.0)
+    monkeypatch.setattr(pool_module, "LATE_SECONDS", 10.0)  # a machine may be so busy that a read takes long here
     watcher = Watcher()
     with make(order, observer=watcher, reading=reading(order, 20, threads=3), stop_step=40) as loader:
         assert len(list(loader)) == 40
