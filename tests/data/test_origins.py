@@ -54,14 +54,14 @@ def test_what_can_not_be_listed_names_the_key(tmp_path: Path) -> None:
 def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_s3fs(name: str, *rest: Any) -> Any:
-        if name.startswith("s3fs"):
+    def without_gcsfs(name: str, *rest: Any) -> Any:
+        if name.startswith("gcsfs"):
             raise ImportError("planted")
         return real(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", without_s3fs)
-    with pytest.raises(DataError, match=r"data.sources.web: Install s3fs to access S3"):
-        list_folder("s3://bucket/web", "data.sources.web")
+    monkeypatch.setattr(builtins, "__import__", without_gcsfs)
+    with pytest.raises(DataError, match=r"data\.sources\.web: Please install gcsfs"):
+        list_folder("gs://bucket/web", "data.sources.web")
 
 
 def test_times_as_stores_tell_them() -> None:
