@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 QUICK_SECONDS = 0.0005
 """A read that takes no longer comes from memory."""
 SLOW_SHARE = 0.25
-"""Of about the last 16 reads, so many may have taken longer while reads still count as coming from memory: now and then one
-waits for the interpreter, or for a core."""
+"""So many may take longer while reads still count as coming from memory: now and then one waits for the interpreter, or for
+a core."""
 TICK_SECONDS = 0.1
 """Between looks at what is under way."""
 LATE_SECONDS = 0.1
@@ -90,8 +90,7 @@ class ReadPool:
         self._threads: dict[int, threading.Thread] = {}
         self._waiting = 0
         self._slow_share = 0.0
-        self._quick = True
-        """Whether reads come at once: then one thread alone is fastest, as others would only take turns with it."""
+        """Of about the last 16 reads, those that took longer than from memory."""
         self._slow = 0
         self._suspects: frozenset[str | tuple[int, int]] = frozenset()
         self._troubled: set[Request] = set()
@@ -112,6 +111,11 @@ class ReadPool:
     def cpu_seconds(self) -> float:
         """CPU time that the threads have used."""
         return self._cpu_before + sum(self._cpu)
+
+    @property
+    def _quick(self) -> bool:
+        """Whether reads come at once: then one thread alone is fastest, as others would only take turns with it."""
+        return self._slow_share < SLOW_SHARE
 
     def wake(self) -> None:
         """More may be wanted now. A thread that is at work while reads come at once will see it by itself."""
@@ -216,7 +220,6 @@ class ReadPool:
             return
         seconds = time.monotonic() - attempt.since
         self._slow_share += ((seconds > QUICK_SECONDS) - self._slow_share) / 16
-        self._quick = self._slow_share < SLOW_SHARE
         self._attempts[slot] = None
         slow = seconds > self._settings.slow_seconds
         self._observer.finished(slot, key, seconds, tokens.nbytes, slow)
@@ -324,7 +327,7 @@ class ReadPool:
         for slot, attempt in attempts:
             age = now - attempt.since
             if age > LATE_SECONDS:
-                self._slow_share, self._quick = 1.0, False
+                self._slow_share = 1.0
                 self._take_back(self._backlogs[slot])
             slow += age > settings.slow_seconds
             if age > settings.hedge_seconds:
