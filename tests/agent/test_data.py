@@ -23,6 +23,7 @@ from harness.run.attempt import Attempt, claim
 from harness.run.files import write_json
 from harness.run.folder import RunFolder
 from tests.tiny import tiny_run, write_tokens
+from tests.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +65,8 @@ def events(data: NodeData, name: str) -> list[dict[str, Any]]:
 
 def written(data: NodeData, name: str) -> dict[str, Any]:
     """The one event of this name, which the stager writes a moment after its last status."""
-    deadline = time.monotonic() + 10
-    while not (found := events(data, name)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    (event,) = found
+    wait_for(lambda: events(data, name), name, 10)
+    (event,) = events(data, name)
     return event
 
 
@@ -199,10 +197,8 @@ def test_all_nodes_start_together(make: Make, tmp_path: Path) -> None:
     found: list[Unready | None] = []
     thread = threading.Thread(target=lambda: found.append(prepare(data)))
     thread.start()
-    deadline = time.monotonic() + 20
-    while not events(data, "stage_done"):  # which its stager writes, and then waits for whoever wants its files
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    # its stager writes that, and then waits for whoever wants its files
+    wait_for(lambda: events(data, "stage_done"), "the node has its copies", 20)
     report(data, "n2", None)
     thread.join(0.3)
     assert thread.is_alive()

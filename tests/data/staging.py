@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def write_manifest(folder: Path, deeper: list[str] | None = None) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": entries}))
 
 
-def staging_config(sources: dict[str, Path], stage_to: Path, **settings: object) -> DataConfig:
-    """One stage that weights all sources alike."""
+def staging_config(sources: Mapping[str, Path | str], stage_to: Path, **settings: object) -> DataConfig:
+    """One stage that weights all sources, folders or URLs, alike."""
     return DataConfig(
         sources={name: SourceConfig(path=str(path)) for name, path in sources.items()},
         stages=[StageConfig(weights={name: 1.0 for name in sources})],

@@ -7,7 +7,6 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from harness.config.schema import DataConfig, SourceConfig, StageConfig
 from harness.data.__main__ import main
 from harness.data.check import check_sources
 from harness.data.checksums import write_checksums
@@ -15,9 +14,8 @@ from harness.data.order import open_order
 from harness.data.stage import Stager
 from harness.data.stage_plan import plan_files
 from harness.data.stage_status import StageState
-from tests.data.conftest import write_token_file
-from tests.data.loading import Watcher, all_inputs, make, reading
-from tests.data.staging import SEQ_LEN, contents, write_source
+from tests.data.loading import Watcher, all_inputs, make, reading, small_order
+from tests.data.staging import SEQ_LEN, contents, staging_config, write_source
 
 VOCAB = 256
 
@@ -57,18 +55,8 @@ def web(tmp_path: Path, s3: s3fs.S3FileSystem) -> Path:
     return folder
 
 
-def config(url: str, scratch: Path) -> DataConfig:
-    return DataConfig(
-        sources={"web": SourceConfig(path=url)},
-        stages=[StageConfig(weights={"web": 1.0})],
-        seq_len=SEQ_LEN,
-        eos_token_id=0,
-        stage_to=str(scratch),
-    )
-
-
 def test_a_launch_reads_outlines_and_a_stager_copies(web: Path, tmp_path: Path) -> None:
-    data = config("s3://bucket/web", tmp_path / "scratch")
+    data = staging_config({"web": "s3://bucket/web"}, tmp_path / "scratch")
     assert check_sources(data, VOCAB) == []
     outline = open_order(data, 8, outlines=True)
     files = plan_files(data, str(tmp_path / "scratch"))
@@ -92,12 +80,12 @@ def test_the_command_stages_from_s3(web: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_an_object_cut_off_while_it_was_uploaded_is_named(web: Path, s3: s3fs.S3FileSystem, tmp_path: Path) -> None:
     s3.pipe_file("bucket/web/001.ds", (web / "001.ds").read_bytes()[:-2])
-    problems = check_sources(config("s3://bucket/web", tmp_path / "scratch"), VOCAB)
+    problems = check_sources(staging_config({"web": "s3://bucket/web"}, tmp_path / "scratch"), VOCAB)
     assert problems and all(p.startswith("data.sources.web.path=s3://bucket/web: 001.ds ") for p in problems), problems
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:
-    (problem,) = check_sources(config("s3://no-such-bucket/web", tmp_path / "scratch"), VOCAB)
+    (problem,) = check_sources(staging_config({"web": "s3://no-such-bucket/web"}, tmp_path / "scratch"), VOCAB)
     assert problem.startswith("data.sources.web.path=s3://no-such-bucket/web cannot be read: ")
     assert "bucket" in problem.partition("read: ")[2]
 
@@ -107,21 +95,16 @@ def test_nobody_to_be_is_named(web: Path, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()
-    (problem,) = check_sources(config("s3://bucket/web", tmp_path / "scratch"), VOCAB)
+    (problem,) = check_sources(staging_config({"web": "s3://bucket/web"}, tmp_path / "scratch"), VOCAB)
     assert problem.startswith("data.sources.web.path=s3://bucket/web cannot be read: ")
     assert "credentials" in problem
 
 
 def test_a_missing_file_is_read_from_s3(s3: s3fs.S3FileSystem, tmp_path: Path, quick_retries: None) -> None:
-    shard = write_token_file(tmp_path / "here", [[*range(1, 100), 0]] * 40, "shard.ds")
+    order = small_order(tmp_path)
+    shard = order.sources[0].files[0].path
     write_checksums(shard)
-    s3.put(f"{tmp_path}/here/", "bucket/replica/", recursive=True)
-    data = DataConfig(
-        sources={"web": SourceConfig(path=str(tmp_path / "here"))},
-        stages=[StageConfig(weights={"web": 1.0})],
-        seq_len=8,
-    )
-    order = open_order(data, 8)
+    s3.put(f"{shard.parent}/", "bucket/replica/", recursive=True)
     with make(order, stop_step=10) as loader:
         expected = all_inputs(list(loader))
     shard.unlink()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.schema import SourceConfig, StageConfig
 from harness.data import stage as module
 from harness.data import stage_copy
 from harness.data.check import resolve_eos
@@ -246,9 +245,7 @@ def test_another_file_is_no_status(tmp_path: Path) -> None:
 def url_source(web: Path) -> list[StageFile]:
     """The same files, through fsspec."""
     scratch = web.parent / "scratch"
-    data = staging_config({}, scratch)
-    data.sources, data.stages = {"web": SourceConfig(path=f"file://{web}")}, [StageConfig(weights={"web": 1.0})]
-    return plan_files(data, scratch)
+    return plan_files(staging_config({"web": f"file://{web}"}, scratch), scratch)
 
 
 def test_an_object_store_is_read_through_fsspec(web: Path) -> None:
@@ -272,9 +269,7 @@ def test_one_file_of_a_store_beside_copies_of_all_of_it(web: Path) -> None:
     """Another run on this node has staged the whole folder."""
     scratch = web.parent / "scratch"
     Stager(url_source(web), scratch, scratch / "status").run()
-    data = staging_config({}, scratch)
-    data.sources = {"web": SourceConfig(path=f"file://{web}/001.ds")}
-    data.stages = [StageConfig(weights={"web": 1.0})]
+    data = staging_config({"web": f"file://{web}/001.ds"}, scratch)
     assert Stager(plan_files(data, scratch), scratch, scratch / "status").run().ready
 
 
@@ -295,8 +290,7 @@ def test_the_tokenizer_is_staged_so_that_documents_end_where_they_did(web: Path,
         metadata.write_text("tokenizer/tokenizer.json|2\n200000\n200.0 K tokens\n")
     write_manifest(web)
     scratch = web.parent / "scratch"
-    data = staging_config({}, scratch, document_mask=True)
-    data.sources, data.stages = {"web": SourceConfig(path=f"{scheme}{web}")}, [StageConfig(weights={"web": 1.0})]
+    data = staging_config({"web": f"{scheme}{web}"}, scratch, document_mask=True)
     data.eos_token_id = None
     files = plan_files(data, scratch)
     assert Stager(files, scratch, scratch / "status").run().ready

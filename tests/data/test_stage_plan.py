@@ -44,8 +44,7 @@ def test_the_tokenizer_that_prepare_leaves_comes_first(tmp_path: Path, scheme: s
     (web / "tokenizer" / "vocab.ds").write_text("no tokens")
     (web / "best_fit-8-other").mkdir()
     write_manifest(web, ["tokenizer/tokenizer.json"])
-    data = staging_config({}, tmp_path / "s")
-    data.sources, data.stages = {"web": SourceConfig(path=f"{scheme}{web}")}, [StageConfig(weights={"web": 1.0})]
+    data = staging_config({"web": f"{scheme}{web}"}, tmp_path / "s")
     files = plan_files(data, tmp_path / "s")
     small = [
         "manifest.json",

@@ -15,6 +15,7 @@ from harness.observe.reads import BoardReads
 from harness.run.files import read_json_lines
 from harness.run.folder import Ledger
 from tests.observe.pages import Page, page_of
+from tests.waiting import wait_for
 
 MakeBoard = Callable[[int], Board]
 KEYS = [("/fsx", "web"), ("/fsx", "code"), ("/scratch", "math")]
@@ -128,10 +129,8 @@ def test_stalls_reach_the_ledger(boards: MakeBoard) -> None:
     reads.stall_began(stall)
     reads.stall_ended(dataclasses.replace(stall, seconds=60.0, reads=9, served_by="/copy/web/0.ds"))
     path = board.path.with_name("events.jsonl")
-    deadline = time.monotonic() + 20
-    while len(events := list(read_json_lines(path))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(list(read_json_lines(path))) == 2, "both events are in the ledger", 20)
+    events = list(read_json_lines(path))
     shared = {
         "event": "data_stall",
         "attempt": 3,

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from harness.data.preparation.slurm import SlurmOptions, parse_slurm
 from tests.data.preparation.conftest import mixed_documents, story, write_documents
 from tests.data.preparation.test_resume import command, completed
 from tests.slurm_cluster import SlurmCluster
+from tests.waiting import wait_for
 
 SLURM = ["--slurm", "partition=main,time=0:05:00,tasks=3,mem_gb=1"]
 ENDED = 120
@@ -25,10 +25,13 @@ def call(slurm: SlurmCluster, root: Path, *extra: str) -> subprocess.CompletedPr
 
 def wait_until_gone(slurm: SlurmCluster) -> None:
     """Until no job is queued or runs."""
-    end = time.monotonic() + ENDED
-    while subprocess.run(["squeue", "-h"], env=slurm.env, capture_output=True, text=True, check=True).stdout.strip():
-        assert time.monotonic() < end, "jobs still there"
-        time.sleep(0.3)
+
+    def queue() -> str:
+        return subprocess.run(
+            ["squeue", "-h"], env=slurm.env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    wait_for(lambda: not queue(), "all jobs end", ENDED, every=0.3)
 
 
 @pytest.fixture
