@@ -27,10 +27,10 @@ from harness.fp8.kernels import (
     VALUE,
     cast_both,
     scale_for,
-    swiglu,
     swiglu_backward_cast,
+    swiglu_backward_largest,
     swiglu_cast,
-    swiglu_gradients,
+    swiglu_largest,
 )
 from harness.fp8.weights import Fp8Weights
 from harness.model.attention import choose_attention
@@ -117,21 +117,17 @@ def kernel_rows(tokens: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     x = torch.randn(tokens, 2048, device="cuda", dtype=torch.bfloat16)
     one = torch.ones((), device="cuda")
     largest = torch.compile(lambda t: scale_for(t.abs().amax(), VALUE))
-    of_swiglu = torch.compile(lambda t: scale_for(swiglu(t).abs().amax(), VALUE))
-    of_gradients = torch.compile(
-        lambda t, g: scale_for(torch.maximum(*(half.abs().amax() for half in swiglu_gradients(t, g))), GRADIENT)
-    )
     half = tokens * wide
     yield "largest magnitude of x", 2 * x.numel(), partial(largest, x)
     yield "largest magnitude of the wide gradient", 2 * half, partial(largest, gradient)
     yield "cast of x, both ways", 4 * x.numel(), partial(cast_both, x, one, VALUE)
     yield "cast of the wide gradient, both ways", 4 * half, partial(cast_both, gradient, one, GRADIENT)
-    yield "largest of SwiGLU", 4 * half, partial(of_swiglu, gate_up)
+    yield "largest of SwiGLU", 4 * half, partial(swiglu_largest, gate_up)
     yield "cast of SwiGLU", 5 * half, partial(swiglu_cast, gate_up, one)
-    yield "largest of SwiGLU's gradients", 6 * half, partial(of_gradients, gate_up, gradient)
+    yield "largest of SwiGLU's gradients", 6 * half, partial(swiglu_backward_largest, gate_up, gradient)
     yield (
-        "cast of SwiGLU's gradients, and of SwiGLU transposed",
-        9 * half,
+        "cast of SwiGLU's gradients both ways, and of SwiGLU transposed",
+        11 * half,
         partial(swiglu_backward_cast, gate_up, gradient, one, one),
     )
 

@@ -1,9 +1,9 @@
 """Casting to FP8 in as few passes over memory as there can be.
 
 A product on FP8 units wants both its factors with the summed dimension innermost, so that whatever is used in the forward
-and in the backward pass is needed twice: as it is and transposed. Each kernel here writes both in one pass, and where the
-values come from a gated activation, computes that on the way instead of reading it. Triton on CUDA, plain torch elsewhere
-and for a kernel in which `harness.fp8.selfcheck` has found a fault.
+and in the backward pass is needed twice: as it is and transposed. Kernels here write both in one pass, and where the values
+come from a gated activation, compute that on the way instead of reading it. CUDA's own (`harness.fp8.cuda_kernels`) on GPUs;
+plain torch elsewhere, and for a kernel in which `harness.fp8.selfcheck` has found a fault.
 """
 
 import torch
@@ -25,14 +25,17 @@ def scale_for(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (torch.finfo(dtype).max / largest.double().clamp(min=SMALLEST)).float()
 
 
+# --- weights and activations as they are -----------------------------------------------------------------------------
+
+
 def cast_into(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
-    """Write `x * scale`, saturated, to `out`, which is FP8; both contiguous, of one shape. Not for compiled code."""
-    if x.device.type != "cuda" or "cast_into" in PLAIN:
+    """Write fp32 `x * scale`, saturated, to `out`, which is VALUE; both contiguous, of one shape. Not for compiled code."""
+    if _plain("cast_into", x):
         out.copy_(_saturated(x.float() * scale, out.dtype))
         return
-    from harness.fp8 import triton_kernels
+    from harness.fp8 import cuda_kernels
 
-    triton_kernels.cast(x, scale, out)
+    cuda_kernels.cast(x, scale, out)
 
 
 def plain_cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +47,13 @@ def plain_cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 @torch.library.custom_op("harness::fp8_cast_both", mutates_args=())
 def cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """`x * scale` rounded to FP8, saturated: of x [rows, columns] contiguous, as [rows, columns] and as [columns, rows]."""
-    return plain_cast_both(x, scale, dtype)
+    if _plain("cast_both", x):
+        return plain_cast_both(x, scale, dtype)
+    from harness.fp8 import cuda_kernels
+
+    out = _empty_both(x, dtype)
+    cuda_kernels.cast_both(x, scale, *out)
+    return out
 
 
 @cast_both.register_fake
@@ -52,15 +61,29 @@ def _(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.T
     return _empty_both(x, dtype)
 
 
-@cast_both.register_kernel("cuda")
-def _(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    if "cast_both" in PLAIN:
-        return plain_cast_both(x, scale, dtype)
-    from harness.fp8 import triton_kernels
+# --- what goes through a gated activation ----------------------------------------------------------------------------
 
-    out = _empty_both(x, dtype)
-    triton_kernels.cast_both(x, scale, *out)
-    return out
+
+def plain_swiglu_largest(gate_up: torch.Tensor) -> torch.Tensor:
+    """`swiglu_largest` by plain torch, anywhere."""
+    return swiglu(gate_up).abs().amax()
+
+
+@torch.library.custom_op("harness::fp8_swiglu_largest", mutates_args=())
+def swiglu_largest(gate_up: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of `swiglu(gate_up)`: fp32, 0-dim."""
+    if _plain("swiglu_largest", gate_up):
+        return plain_swiglu_largest(gate_up)
+    from harness.fp8 import cuda_kernels
+
+    largest = gate_up.new_zeros((), dtype=torch.float32)
+    cuda_kernels.swiglu_largest(gate_up, largest)
+    return largest
+
+
+@swiglu_largest.register_fake
+def _(gate_up: torch.Tensor) -> torch.Tensor:
+    return gate_up.new_empty((), dtype=torch.float32)
 
 
 def plain_swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -71,60 +94,74 @@ def plain_swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
 @torch.library.custom_op("harness::fp8_swiglu", mutates_args=())
 def swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up * scale` rounded to VALUE: gate and up are the halves of [rows, 2 x columns]; [rows, columns]."""
-    return plain_swiglu_cast(gate_up, scale)
+    if _plain("swiglu_cast", gate_up):
+        return plain_swiglu_cast(gate_up, scale)
+    from harness.fp8 import cuda_kernels
+
+    out = _empty_swiglu(gate_up)
+    cuda_kernels.swiglu_cast(gate_up, scale, out)
+    return out
 
 
 @swiglu_cast.register_fake
 def _(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=VALUE)
+    return _empty_swiglu(gate_up)
 
 
-@swiglu_cast.register_kernel("cuda")
-def _(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    if "swiglu_cast" in PLAIN:
-        return plain_swiglu_cast(gate_up, scale)
-    from harness.fp8 import triton_kernels
+def plain_swiglu_backward_largest(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """`swiglu_backward_largest` by plain torch, anywhere."""
+    return swiglu_backward(gate_up, gradient).abs().amax()
 
-    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=VALUE)
-    triton_kernels.swiglu_cast(gate_up, scale, out)
-    return out
+
+@torch.library.custom_op("harness::fp8_swiglu_backward_largest", mutates_args=())
+def swiglu_backward_largest(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of the gradient of `gate_up`, from `gradient` [rows, columns] of `swiglu(gate_up)`: fp32, 0-dim."""
+    if _plain("swiglu_backward_largest", gate_up):
+        return plain_swiglu_backward_largest(gate_up, gradient)
+    from harness.fp8 import cuda_kernels
+
+    largest = gate_up.new_zeros((), dtype=torch.float32)
+    cuda_kernels.swiglu_backward_largest(gate_up, gradient, largest)
+    return largest
+
+
+@swiglu_backward_largest.register_fake
+def _(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return gate_up.new_empty((), dtype=torch.float32)
+
+
+SwigluBackward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def plain_swiglu_backward_cast(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> SwigluBackward:
     """`swiglu_backward_cast` by plain torch, anywhere."""
     rounded = _saturated(swiglu_backward(gate_up, gradient) * gradient_scale, GRADIENT)
-    return rounded, _saturated(swiglu(gate_up) * value_scale, VALUE).t().contiguous()
+    values = _saturated(swiglu(gate_up) * value_scale, VALUE)
+    return rounded, rounded.t().contiguous(), values.t().contiguous()
 
 
 @torch.library.custom_op("harness::fp8_swiglu_backward", mutates_args=())
 def swiglu_backward_cast(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> SwigluBackward:
     """From `gradient` [rows, columns] of `swiglu(gate_up)`: the gradient of `gate_up` in GRADIENT, [rows, 2 x columns], and
-    the result of `swiglu` in VALUE, transposed."""
-    return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
+    transposed, [2 x columns, rows], and the result of `swiglu` in VALUE, transposed, [columns, rows]."""
+    if _plain("swiglu_backward_cast", gate_up):
+        return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
+    from harness.fp8 import cuda_kernels
+
+    out = _empty_swiglu_backward(gate_up)
+    cuda_kernels.swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale, *out)
+    return out
 
 
 @swiglu_backward_cast.register_fake
 def _(
     gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> SwigluBackward:
     return _empty_swiglu_backward(gate_up)
-
-
-@swiglu_backward_cast.register_kernel("cuda")
-def _(
-    gate_up: torch.Tensor, gradient: torch.Tensor, gradient_scale: torch.Tensor, value_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if "swiglu_backward_cast" in PLAIN:
-        return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
-    from harness.fp8 import triton_kernels
-
-    out = _empty_swiglu_backward(gate_up)
-    triton_kernels.swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale, *out)
-    return out
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -135,15 +172,17 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 def swiglu_backward(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of `gate_up` from that of `swiglu(gate_up)`, in fp32."""
-    return torch.cat(swiglu_gradients(gate_up, gradient), dim=-1)
-
-
-def swiglu_gradients(gate_up: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same as two halves."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     gradient = gradient.float()
     sigmoid = torch.sigmoid(gate)
-    return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid
+    return torch.cat([gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid], dim=-1)
+
+
+# --- common ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(kernel: str, x: torch.Tensor) -> bool:
+    return x.device.type != "cuda" or kernel in PLAIN
 
 
 def _saturated(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -156,6 +195,10 @@ def _empty_both(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     return x.new_empty(rows, columns, dtype=dtype), x.new_empty(columns, rows, dtype=dtype)
 
 
-def _empty_swiglu_backward(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty_swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=VALUE)
+
+
+def _empty_swiglu_backward(gate_up: torch.Tensor) -> SwigluBackward:
     rows, both = gate_up.shape
-    return gate_up.new_empty(rows, both, dtype=GRADIENT), gate_up.new_empty(both // 2, rows, dtype=VALUE)
+    return *_empty_both(gate_up, GRADIENT), gate_up.new_empty(both // 2, rows, dtype=VALUE)

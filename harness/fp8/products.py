@@ -14,10 +14,10 @@ from harness.fp8.kernels import (
     VALUE,
     cast_both,
     scale_for,
-    swiglu,
     swiglu_backward_cast,
+    swiglu_backward_largest,
     swiglu_cast,
-    swiglu_gradients,
+    swiglu_largest,
 )
 
 
@@ -54,7 +54,7 @@ class _GatedProduct(torch.autograd.Function):
         x_scale = scale_for(x.abs().amax(), VALUE)
         rounded, x_transposed = cast_both(x, x_scale, VALUE)
         gate_up = _multiply(rounded, _together([gate, up]), x_scale, gate._scale, x.dtype, fast=True)
-        scale = scale_for(swiglu(gate_up).abs().amax(), VALUE)
+        scale = scale_for(swiglu_largest(gate_up), VALUE)
         ctx.save_for_backward(x_transposed, x_scale, gate_up, scale, gate, up, down)
         return _multiply(swiglu_cast(gate_up, scale), down._data, scale, down._scale, x.dtype, fast=True)
 
@@ -65,13 +65,12 @@ class _GatedProduct(torch.autograd.Function):
         scale = scale_for(gradient.abs().amax(), GRADIENT)
         rounded, transposed = cast_both(gradient.contiguous(), scale, GRADIENT)
         of_wide = _multiply(rounded, down._data.t().contiguous(), scale, down._scale, dtype)
-        largest = [half.abs().amax() for half in swiglu_gradients(gate_up, of_wide)]
-        wide_gradient_scale = scale_for(torch.maximum(*largest), GRADIENT)
-        both, wide_transposed = swiglu_backward_cast(gate_up, of_wide, wide_gradient_scale, wide_scale)
+        wide_gradient_scale = scale_for(swiglu_backward_largest(gate_up, of_wide), GRADIENT)
+        both, both_transposed, wide_transposed = swiglu_backward_cast(gate_up, of_wide, wide_gradient_scale, wide_scale)
         of_down = _multiply(transposed, wide_transposed, scale, wide_scale, dtype)
         weights = _together([gate, up]).t().contiguous()
         of_x = _multiply(both, weights, wide_gradient_scale, gate._scale, dtype)
-        of_gate_up = _multiply(both.t().contiguous(), x_transposed, wide_gradient_scale, x_scale, dtype)
+        of_gate_up = _multiply(both_transposed, x_transposed, wide_gradient_scale, x_scale, dtype)
         return of_x, *_apart(of_gate_up, [gate, up]), of_down
 
 

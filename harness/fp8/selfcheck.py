@@ -1,9 +1,10 @@
 """Whether this machine's compiler makes the FP8 kernels right: each against plain torch on the same GPU, in a second at start.
 
-Compilers for new number formats have faults that show in wrong bytes, not in errors (see `harness.fp8.triton_kernels`), and a
+Compilers for new number formats have faults that show in wrong bytes, not in errors (see `harness.fp8.cuda_kernels`), and a
 run would train on without a word. A kernel that is wrong, or can't be built, gives its place to plain torch.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ SHAPE = (400, 528)
 """Whole tiles and parts of tiles."""
 ROUNDED_OTHERWISE = 0.01
 """Share of the values that may fall on the other side of a rounding step, where a sigmoid is computed before."""
+SIGMOID = 1e-4
+"""How far, relatively, sigmoids may lie apart."""
 
 Results = tuple[torch.Tensor, ...]
 
@@ -46,7 +49,7 @@ def _checks(device: torch.device) -> dict[str, Callable[[], str]]:
 
     def cast_into() -> str:
         out = torch.zeros(SHAPE, dtype=VALUE, device=device)
-        kernels.cast_into(x, scale, out)
+        kernels.cast_into(x.float(), scale, out)
         return _differing((out,), kernels.plain_cast_both(x, scale, VALUE)[:1])
 
     def cast_both() -> str:
@@ -56,6 +59,12 @@ def _checks(device: torch.device) -> dict[str, Callable[[], str]]:
         )
         return next(filter(None, problems), "")
 
+    def swiglu_largest() -> str:
+        return _apart(kernels.swiglu_largest(wide), kernels.plain_swiglu_largest(wide))
+
+    def swiglu_backward_largest() -> str:
+        return _apart(kernels.swiglu_backward_largest(wide, x), kernels.plain_swiglu_backward_largest(wide, x))
+
     def swiglu_cast() -> str:
         return _differing((kernels.swiglu_cast(wide, small),), (kernels.plain_swiglu_cast(wide, small),))
 
@@ -63,7 +72,13 @@ def _checks(device: torch.device) -> dict[str, Callable[[], str]]:
         arguments = (wide, x, scale, small)
         return _differing(kernels.swiglu_backward_cast(*arguments), kernels.plain_swiglu_backward_cast(*arguments))
 
-    return {check.__name__: check for check in (cast_into, cast_both, swiglu_cast, swiglu_backward_cast)}
+    checks = cast_into, cast_both, swiglu_largest, swiglu_cast, swiglu_backward_largest, swiglu_backward_cast
+    return {check.__name__: check for check in checks}
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> str:
+    one, other = float(found), float(expected)
+    return "" if math.isclose(one, other, rel_tol=SIGMOID) else f"{one}, but {other} by plain torch"
 
 
 def _differing(found: Results, expected: Results) -> str:

@@ -5,8 +5,6 @@ forward pass computes them too: it turns the logits into their own gradient in p
 gradients of the hidden states and the weight. The backward pass only scales these two by the gradient of the loss.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -79,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = hidden[part] @ weight.T
             sums.append(_whole_sums(logits, targets[part], group, first_token))
             if wants_hidden or wants_weight:
-                _on(logits, _to_gradient)(logits, sums[-1], targets[part], z_loss, first_token)
+                _to_gradient(logits, sums[-1], targets[part], z_loss, first_token)
             if for_hidden is not None:
                 torch.mm(logits, weight, out=for_hidden[part])
             if for_weight is not None:
@@ -106,7 +104,7 @@ def _whole_sums(
     logits: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None, first_token: int
 ) -> torch.Tensor:
     """`_sums` over the vocabulary of all ranks."""
-    sums = _on(logits, _sums)(logits, targets, first_token)
+    sums = _sums(logits, targets, first_token)
     if group is not None:
         own_largest = sums[0].clone()
         dist.all_reduce(sums[0], dist.ReduceOp.MAX, group)
@@ -118,13 +116,16 @@ def _whole_sums(
 def _sums(logits: torch.Tensor, targets: torch.Tensor, first_token: int) -> torch.Tensor:
     """What a chunk's loss needs of its logits [tokens, rows], [3, tokens]: the largest, the sum of the exponentials of what
     the others are below it, and the target's (0 where the target is not among these rows)."""
+    if kernels := _kernels(logits):
+        found: torch.Tensor = kernels.sums(logits, targets, first_token)
+        return found
     x = logits.to(_sum_dtype(logits))
     largest = x.amax(1, keepdim=True)
-    total = (x - largest).exp().sum(1, keepdim=True)  # written so that the compiler finds a softmax: one read for both
+    total = (x - largest).exp().sum(1)
     column = (targets - first_token)[:, None]
     here = (column >= 0) & (column < logits.shape[1])
     at_target = logits.gather(1, column.clamp(0, logits.shape[1] - 1)).to(x.dtype)
-    return torch.stack([largest[:, 0], total[:, 0], torch.where(here, at_target, 0)[:, 0]])
+    return torch.stack([largest[:, 0], total, torch.where(here, at_target, 0)[:, 0]])
 
 
 def _to_gradient(
@@ -133,6 +134,9 @@ def _to_gradient(
     """Overwrite a chunk's logits [tokens, rows] with the gradient of the loss."""
     log_total = _log_total(sums)
     scale = torch.where(targets == IGNORED, 0, 1 + 2 * z_loss * log_total)
+    if kernels := _kernels(logits):
+        kernels.to_gradient(logits, log_total, scale, targets, first_token)
+        return
     gradient = (logits.to(sums.dtype) - log_total[:, None]).exp_().mul_(scale[:, None])
     columns = torch.arange(logits.shape[1], device=logits.device)
     is_target = columns == (targets - first_token)[:, None]
@@ -164,14 +168,13 @@ def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _on(tensor: torch.Tensor, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled where that pays. On CPU it costs more than it gains."""
-    return _compiled(function) if tensor.is_cuda else function
+def _kernels(logits: torch.Tensor) -> Any:
+    """The module of kernels for these logits, or None where plain torch has to do."""
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return None
+    from harness.model import logits_kernels
 
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)  # chunks are of one size, except for the last
+    return logits_kernels
 
 
 def _check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int) -> None:

@@ -1,4 +1,4 @@
-"""The Triton kernels against plain torch, bit for bit but for the order of a few roundings. Needs a CUDA device."""
+"""The CUDA kernels against plain torch, bit for bit but for the order of a few roundings. Needs a CUDA device."""
 
 import pytest
 import torch
@@ -33,9 +33,38 @@ def test_casts(shape: tuple[int, int], dtype: torch.dtype) -> None:
     found = kernels.cast_both(x.cuda(), scale.cuda(), dtype)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.cpu().view(torch.uint8), other.view(torch.uint8))
-    out = torch.empty(shape, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cast_of_weights(shape: tuple[int, int]) -> None:
+    x, scale = draw(*shape).float() / 3, torch.tensor(100.0)
+    expected, out = torch.empty(shape, dtype=VALUE), torch.empty(shape, dtype=VALUE, device="cuda")
+    kernels.cast_into(x, scale, expected)
     kernels.cast_into(x.cuda(), scale.cuda(), out)
-    assert torch.equal(out.cpu().view(torch.uint8), expected[0].view(torch.uint8))
+    assert torch.equal(out.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_casts_saturate_and_keep_nan() -> None:
+    x = torch.full((16, 16), 1e30, dtype=torch.bfloat16)
+    x[0, :3] = torch.tensor([-1e30, float("nan"), float("-inf")])
+    for dtype in (VALUE, GRADIENT):
+        expected = kernels.cast_both(x, torch.tensor(1.0), dtype)
+        found = kernels.cast_both(x.cuda(), torch.tensor(1.0).cuda(), dtype)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.cpu().float().nan_to_num(0.25), other.float().nan_to_num(0.25))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_largest_values(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    gate_up, gradient = draw(rows, 2 * columns), draw(rows, columns)
+    found = kernels.swiglu_largest(gate_up.cuda()).item()
+    assert found == pytest.approx(kernels.swiglu_largest(gate_up).item(), rel=1e-4)
+    found = kernels.swiglu_backward_largest(gate_up.cuda(), gradient.cuda()).item()
+    assert found == pytest.approx(kernels.swiglu_backward_largest(gate_up, gradient).item(), rel=1e-4)
+    gate_up[-1, -1] = float("nan")
+    assert kernels.swiglu_largest(gate_up.cuda()).isnan()
+    assert kernels.swiglu_backward_largest(gate_up.cuda(), gradient.cuda()).isnan()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -3,6 +3,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
+from harness.model import linear_cross_entropy as module
 from harness.model.linear_cross_entropy import linear_cross_entropy, matmul_into_fp32
 from tests.ranks import in_ranks
 
@@ -143,8 +144,6 @@ def test_computes_no_gradient_without_grad_mode(monkeypatch: pytest.MonkeyPatch)
 
 def count_products(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts the matrix products that lead to each gradient."""
-    import harness.model.linear_cross_entropy as module
-
     products = {"hidden": 0, "weight": 0}
     mm, into_fp32 = torch.mm, module.matmul_into_fp32
 
@@ -234,21 +233,22 @@ def test_vocabulary_divided_over_ranks() -> None:
     assert_near(torch.cat([rows for *_, rows in ranks]), for_weight, 1e-6)
 
 
-def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code that a GPU runs compiled, through the compiler without its code generator."""
-    import harness.model.linear_cross_entropy as module
-
-    hidden, weight, targets = inputs(torch.bfloat16)
-    expected, statistics = linear_cross_entropy(hidden, weight, targets, z_loss=1e-2, chunk=8)
-    monkeypatch.setattr(
-        module,
-        "_on",
-        lambda tensor, function: torch.compile(function, dynamic=False, backend="aot_eager", fullgraph=True),
-    )
-    found, found_statistics = linear_cross_entropy(hidden, weight, targets, z_loss=1e-2, chunk=8)
-    assert torch.equal(found, expected) and torch.equal(found_statistics, statistics)
-    for ours, theirs in zip(gradients(found, hidden, weight), gradients(expected, hidden, weight), strict=True):
-        assert torch.equal(ours, theirs)
+@NEEDS_GPU
+@pytest.mark.parametrize("first_token", [0, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_do_what_plain_torch_does(dtype: torch.dtype, first_token: int) -> None:
+    """With a vocabulary that takes several turns, the last of them cut short."""
+    draw = torch.Generator().manual_seed(0)
+    logits = (10 * torch.randn(40, 20_003, generator=draw)).to(dtype)
+    targets = torch.randint(0, 40_000, (40,), generator=draw)  # half of them among other ranks' rows
+    targets[[0, 7]] = -100
+    expected = module._sums(logits, targets, first_token)
+    found = module._sums(logits.cuda(), targets.cuda(), first_token)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+    turned = logits.cuda()
+    module._to_gradient(logits, expected, targets, 1e-3, first_token)
+    module._to_gradient(turned, expected.cuda(), targets.cuda(), 1e-3, first_token)
+    torch.testing.assert_close(turned.cpu(), logits, rtol=1e-2 if dtype is torch.bfloat16 else 1e-4, atol=1e-7)
 
 
 @NEEDS_GPU
