@@ -33,9 +33,10 @@ def fuse_projections(attention: Any, product: Callable[..., torch.Tensor] = conc
     attention.forward = together
     start = 0
     for projection in projections:
-        projection.forward = _part(start, start + projection.out_features)
+        # values go to attention as they are, which keeps them for the backward pass: as a view they would keep everything
+        projection.forward = _part(start, start + projection.out_features, copy=projection is attention.v_proj)
         start += projection.out_features
 
 
-def _part(start: int, stop: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda products: products[..., start:stop]
+def _part(start: int, stop: int, copy: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda products: products[..., start:stop].clone() if copy else products[..., start:stop]
