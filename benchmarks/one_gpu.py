@@ -12,6 +12,7 @@ from harness.config.compose import compose
 from harness.run.folder import RunFolder
 from harness.train.process import Place
 from harness.train.setup import Trainer, set_up
+from harness.verify.processes import free_port
 
 SEQ = 4096
 
@@ -41,7 +42,7 @@ def trainer_on_random_tokens(
         run.attempt_dir(0).mkdir(parents=True)
         os.environ |= {
             "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         }  # fmt: skip
         trainer = set_up(run, config, Place.from_environment(os.environ), folder / "boards")
         try:
