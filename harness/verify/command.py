@@ -41,7 +41,7 @@ def run(config: RootConfig, options: Options) -> int:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started else max(case.ranks for case in cases)
     on_gpu = not options.cpu and torch.cuda.device_count() >= here
     model_type = config.model.model_type
-    starter = BesideTorchrun(model_type) if started else OnThisMachine(model_type)
+    starter = (BesideTorchrun if started else OnThisMachine)(model_type, on_gpu=on_gpu)
     outcomes: list[Outcome] = []
     with _work_folder(config, starter) as work:
         for precision in _precisions(config, on_gpu):

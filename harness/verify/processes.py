@@ -1,6 +1,7 @@
 """Starts ranks as processes and waits for them: all of them here, or one beside each rank that torchrun has started.
 
-They are forked from a server that has imported torch once, so that each starts in no time.
+On CPU they are forked from a server that has imported torch once, so that each starts in no time. On GPUs each starts anew:
+what the server imports may start CUDA, which does not live through a fork.
 """
 
 import multiprocessing
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ LAST_LINES = 12
 """Of what a failed rank printed are shown."""
 
 Target = Callable[..., None]
+Process = ForkServerProcess | SpawnProcess
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,8 @@ class Starter(ABC):
     main: bool = True
     """Whether this process prepares, compares and prints."""
 
-    def __init__(self, model_type: str) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        modeling = f"transformers.models.{model_type}.modeling_{model_type}"
-        self._context.set_forkserver_preload(["harness.verify.rank", modeling])
+    def __init__(self, model_type: str, *, on_gpu: bool) -> None:
+        self._context = _spawning() if on_gpu else _forking(model_type)
 
     @abstractmethod
     def run(self, target: Target, ranks: int, logs: Path, *arguments: Any) -> list[Failure]:
@@ -67,7 +67,7 @@ class Starter(ABC):
         self, target: Target, environments: Sequence[dict[str, str]], logs: Path, arguments: tuple[Any, ...]
     ) -> list[Failure]:
         logs.mkdir(parents=True, exist_ok=True)
-        processes: dict[int, ForkServerProcess] = {}
+        processes: dict[int, Process] = {}
         try:
             for environment in environments:
                 log = logs / f"rank-{environment['RANK']}.log"
@@ -92,11 +92,11 @@ class OnThisMachine(Starter):
 class BesideTorchrun(Starter):
     """Each process that torchrun has started runs one rank in a process below it, so that one that hangs can be ended."""
 
-    def __init__(self, model_type: str) -> None:
+    def __init__(self, model_type: str, *, on_gpu: bool) -> None:
         """Collective over the processes."""
         import torch.distributed as dist
 
-        super().__init__(model_type)
+        super().__init__(model_type, on_gpu=on_gpu)
         dist.init_process_group("gloo")
         self.main = dist.get_rank() == 0
 
@@ -119,13 +119,23 @@ class BesideTorchrun(Starter):
         return shared[0]
 
 
+def _spawning() -> SpawnContext:
+    return multiprocessing.get_context("spawn")
+
+
+def _forking(model_type: str) -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.verify.rank", f"transformers.models.{model_type}.modeling_{model_type}"])
+    return context
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("", 0))
         return int(s.getsockname()[1])
 
 
-def _wait(processes: dict[int, ForkServerProcess], logs: Path) -> list[Failure]:
+def _wait(processes: dict[int, Process], logs: Path) -> list[Failure]:
     """Wait until all have ended, or one has failed and the others have had their time."""
     deadline = time.monotonic() + TIMEOUT
     running, failures = dict(processes), []

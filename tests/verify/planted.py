@@ -1,5 +1,6 @@
 """What ranks do in tests in place of `harness.verify.rank.measure`: the same with a mistake in it, or something worse."""
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -46,3 +47,9 @@ def crash(folder: Path, reference: Path | None) -> None:
 def hang(folder: Path, reference: Path | None) -> None:
     if os.environ["RANK"] == "1":
         time.sleep(1000)
+
+
+def no_server() -> None:
+    """Fails where the process was forked from a server, which its own parent is not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None and os.getppid() == parent.pid

@@ -31,7 +31,7 @@ HEADER = "check              largest relative difference"
 
 def outcome_of(work: Path, case: Case, target: Any = measure, *overrides: str) -> Outcome:
     config = compose(["+exp=tiny", *overrides])
-    starter = OnThisMachine(config.model.model_type)
+    starter = OnThisMachine(config.model.model_type, on_gpu=False)
     (found,) = verify(config, [case], Precision.fp32, starter, work, on_gpu=False, target=target)
     return found
 
@@ -87,10 +87,23 @@ def test_the_rank_that_failed_first_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    starter = OnThisMachine("smollm3")
+    starter = OnThisMachine("smollm3", on_gpu=False)
     monkeypatch.setattr(processes, "TIMEOUT", 2.0)
     (failure,) = starter.run(planted.hang, 2, tmp_path, tmp_path, None)
     assert (failure.rank, failure.text) == (1, "did not finish within 2 s")
+
+
+def test_ranks_on_gpus_start_anew(tmp_path: Path) -> None:
+    """What they import may start CUDA, which can't be used in a process that is forked after that."""
+    starter = OnThisMachine("smollm3", on_gpu=True)
+    assert starter.run(planted.no_server, 1, tmp_path) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_command_says_equal_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["+exp=tiny", "cluster.ranks_per_node=1"]) == 0
+    said = capsys.readouterr().out
+    assert "in small against one process, fp32 (GPU, nccl)" in said and said.endswith("\nequal\n")
 
 
 @pytest.fixture(scope="module")
