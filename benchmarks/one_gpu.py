@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch.distributed as dist
+
 from benchmarks.throughput.settings import shape_config
 from benchmarks.throughput.tokens import END_OF_DOCUMENT, write_random_tokens
 from harness.config.compose import compose
@@ -49,3 +51,4 @@ def trainer_on_random_tokens(
             yield trainer
         finally:
             trainer.loader.close()
+            dist.destroy_process_group()

@@ -20,11 +20,11 @@ LR = 1e-5
 KINDS = (
     ("attention", ("cudnn", "sdpa", "fmha", "flash")),
     ("matrix products", ("nvjet", "gemm", "cutlass")),
-    ("gated activation, with its casts to FP8", ("silu", "swiglu", "sigmoid")),
+    ("gated activation, with its casts", ("silu", "swiglu", "sigmoid")),
     ("optimizer", ("lerp",)),
     ("loss, but for its products", ("_sums", "_to_gradient")),
     ("norms of gradients and weights", ("LpNorm",)),
-    ("other casts to FP8", ("cast_both_", "cast", "amax")),
+    ("other casts, with what is computed on the way", ("cast_both_", "cast", "amax")),
     ("norms, rotary positions, residuals", ("rsqrt", "pow", "neg", "view_add", "add_view")),
 )
 """What kernels are for, by parts of their names: the first kind that fits."""
