@@ -24,18 +24,21 @@ Results = tuple[torch.Tensor, ...]
 
 def faulty_kernels(device: torch.device) -> list[str]:
     """Find the kernels that are wrong on this CUDA device, and let plain torch stand in for them. Sentences for the log."""
-    remarks = []
+    by_problem: dict[str, list[str]] = {}
     for name, check in _checks(device).items():
         try:
             problem = check()
+        except ModuleNotFoundError as error:
+            problem = f"{error}: pip install 'harness[gpu]'"
         except Exception as error:  # whatever a compiler or driver may raise, plain torch goes on
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         if problem:
             PLAIN.add(name)
-            remarks.append(
-                f"train.precision=fp8: the kernel {name} is not usable here ({problem}); plain torch, slower"
-            )
-    return remarks
+            by_problem.setdefault(problem, []).append(name)
+    return [
+        f"train.precision=fp8: not usable here are the kernels {', '.join(names)} ({problem}); plain torch stands in, slower"
+        for problem, names in by_problem.items()
+    ]
 
 
 def _checks(device: torch.device) -> dict[str, Callable[[], str]]:

@@ -45,3 +45,23 @@ def test_a_kernel_that_cannot_be_built_gives_its_place_too(monkeypatch: pytest.M
     (remark,) = selfcheck.faulty_kernels(CPU)
     assert "swiglu_cast" in remark and "RuntimeError: ptxas failed" in remark
     assert {"swiglu_cast"} == PLAIN
+
+
+def test_what_is_missing_is_said_once_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(*arguments: object) -> torch.Tensor:
+        raise ModuleNotFoundError("No module named 'cuda'")
+
+    for name in ("cast_both", "swiglu_cast", "swiglu_largest"):
+        monkeypatch.setattr(kernels, name, not_installed)
+    (remark,) = selfcheck.faulty_kernels(CPU)
+    assert (
+        "kernels cast_both, swiglu_largest, swiglu_cast (No module named 'cuda': pip install 'harness[gpu]')" in remark
+    )
+    assert {"cast_both", "swiglu_cast", "swiglu_largest"} == PLAIN
+
+
+def test_a_wrong_largest_value_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.plain_swiglu_backward_largest
+    monkeypatch.setattr(kernels, "swiglu_backward_largest", lambda *tensors: right(*tensors) * 0.99)
+    (remark,) = selfcheck.faulty_kernels(CPU)
+    assert "swiglu_backward_largest" in remark and "by plain torch" in remark
