@@ -20,10 +20,11 @@ QUAD = 4
 
 
 def cast(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
-    """fp32 to e4m3."""
-    _check(x, torch.float32)
-    if blocks := _blocks(x.numel()):
-        _launch("cast", (min(blocks, _one_wave(x)), 1), x, scale, out, x.numel())
+    """fp32 to e4m3. A rank's part of a weight may have any number of rows, even none."""
+    flat = x.view(-1)
+    _check(flat, torch.float32)
+    if blocks := _blocks(flat.numel()):
+        _launch("cast", (min(blocks, _one_wave(x)), 1), flat, scale, out, flat.numel())
 
 
 def cast_both(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, transposed: torch.Tensor) -> None:

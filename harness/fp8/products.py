@@ -28,7 +28,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *weights: Any) -> torch.Tensor:
         scale = scale_for(x.abs().amax(), VALUE)
-        rounded, transposed = cast_both(x, scale, VALUE)
+        rounded, transposed = cast_both(x.contiguous(), scale, VALUE)
         ctx.save_for_backward(transposed, scale, *weights)
         return _multiply(rounded, _together(weights), scale, weights[0]._scale, x.dtype, fast=True)
 
@@ -52,7 +52,7 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: Any, up: Any, down: Any) -> torch.Tensor:
         x_scale = scale_for(x.abs().amax(), VALUE)
-        rounded, x_transposed = cast_both(x, x_scale, VALUE)
+        rounded, x_transposed = cast_both(x.contiguous(), x_scale, VALUE)
         gate_up = _multiply(rounded, _together([gate, up]), x_scale, gate._scale, x.dtype, fast=True)
         scale = scale_for(swiglu_largest(gate_up), VALUE)
         ctx.save_for_backward(x_transposed, x_scale, gate_up, scale, gate, up, down)

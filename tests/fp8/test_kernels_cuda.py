@@ -35,7 +35,7 @@ def test_casts(shape: tuple[int, int], dtype: torch.dtype) -> None:
         assert torch.equal(one.cpu().view(torch.uint8), other.view(torch.uint8))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (171, 2048), (0, 2048)])
 def test_cast_of_weights(shape: tuple[int, int]) -> None:
     x, scale = draw(*shape).float() / 3, torch.tensor(100.0)
     expected, out = torch.empty(shape, dtype=VALUE), torch.empty(shape, dtype=VALUE, device="cuda")
