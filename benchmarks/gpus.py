@@ -4,8 +4,10 @@ import asyncio
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Self
 
 from harness.observe.collector import CollectorDisabled
 from harness.observe.nvml_library import DriverAway, open_nvml
@@ -79,17 +81,20 @@ class Gpus:
         return True
 
 
-class PeakMemory:
-    """Samples `used` while the context is open."""
+class Sampling(ABC):
+    """Looks at something now and then while the context is open, on a thread."""
 
-    def __init__(self, used: Callable[[], int]) -> None:
-        self._used = used
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: between two looks."""
+        self._seconds = seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.peak = 0
-        """Bytes."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> "PeakMemory":
+    @abstractmethod
+    def look(self) -> None:
+        """Take one sample."""
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -99,8 +104,21 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-    def _sample(self) -> None:
+    def _run(self) -> None:
         while True:
-            self.peak = max(self.peak, self._used())
-            if self._stop.wait(SAMPLE_SECONDS):
+            self.look()
+            if self._stop.wait(self._seconds):
                 return
+
+
+class PeakMemory(Sampling):
+    """The most that `used` says."""
+
+    def __init__(self, used: Callable[[], int]) -> None:
+        super().__init__(SAMPLE_SECONDS)
+        self._used = used
+        self.peak = 0
+        """Bytes."""
+
+    def look(self) -> None:
+        self.peak = max(self.peak, self._used())

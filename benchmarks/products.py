@@ -8,15 +8,14 @@ import argparse
 import random
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
 
+from benchmarks.gpus import Sampling
 from benchmarks.throughput.settings import shape_config
 from harness.config.schema import ModelConfig
 from harness.model.family import head_dim
@@ -74,31 +73,19 @@ def rate(product: Product) -> float:
     return product.flops * repeats / begin.elapsed_time(end) * 1000
 
 
-class Clock:
-    """Clock and power of the GPU while the context is open."""
+class Clock(Sampling):
+    """Clock and power of the GPU."""
 
     def __init__(self) -> None:
+        super().__init__(SAMPLE_SECONDS)
         self._nvml = open_nvml()
         self._gpu = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
         self.megahertz: list[int] = []
         self.watts: list[float] = []
 
-    def __enter__(self) -> "Clock":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self.megahertz.append(self._nvml.nvmlDeviceGetClockInfo(self._gpu, self._nvml.NVML_CLOCK_SM))
-            self.watts.append(self._nvml.nvmlDeviceGetPowerUsage(self._gpu) / 1000)
+    def look(self) -> None:
+        self.megahertz.append(self._nvml.nvmlDeviceGetClockInfo(self._gpu, self._nvml.NVML_CLOCK_SM))
+        self.watts.append(self._nvml.nvmlDeviceGetPowerUsage(self._gpu) / 1000)
 
 
 def main() -> int:
