@@ -1,6 +1,7 @@
 """`python -m harness.verify` must pass on what is equal, and name what is not."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -86,11 +87,12 @@ def test_the_rank_that_failed_first_is_named(tmp_path: Path) -> None:
     assert "FAILED: rank 1" in layout_row(found, 10)
 
 
-def test_a_rank_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = OnThisMachine("smollm3", on_gpu=False)
-    monkeypatch.setattr(processes, "TIMEOUT", 2.0)
-    (failure,) = starter.run(planted.hang, 2, tmp_path, tmp_path, None)
-    assert (failure.rank, failure.text) == (1, "did not finish within 2 s")
+    monkeypatch.setattr(processes, "TIMEOUT", 1.0)
+    failures = starter.run(planted.hang, 2, tmp_path)
+    assert [(each.rank, each.text) for each in failures] == [(rank, "did not finish within 1 s") for rank in (0, 1)]
+    assert not multiprocessing.active_children()
 
 
 def test_ranks_on_gpus_start_anew(tmp_path: Path) -> None:
