@@ -71,6 +71,12 @@ class Gpus:
         """Bytes in use on the fullest of the GPUs, by all processes."""
         return max(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
 
+    def clock(self) -> tuple[int, float]:
+        """MHz and watts of the first GPU."""
+        gpu = self._handles[0]
+        megahertz = self._nvml.nvmlDeviceGetClockInfo(gpu, self._nvml.NVML_CLOCK_SM)
+        return int(megahertz), self._nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+
     async def wait_until_free(self, before: int, seconds: float) -> bool:
         """Whether memory in use fell back to about `before` within `seconds`: processes that were killed take a moment."""
         deadline = time.monotonic() + seconds

@@ -1,22 +1,26 @@
 """A trainer as a rank has it, on random tokens and the one GPU of this process, for benchmarks that drive it themselves."""
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 import torch.distributed as dist
 
 from benchmarks.throughput.settings import shape_config
-from benchmarks.throughput.tokens import END_OF_DOCUMENT, write_random_tokens
+from benchmarks.throughput.tokens import overrides as token_overrides
+from benchmarks.throughput.tokens import write_random_tokens
 from harness.config.compose import compose
+from harness.data.loader import StepBatch
 from harness.run.folder import RunFolder
-from harness.train.process import Place
+from harness.train.process import Place, ensure_rendezvous
 from harness.train.setup import Trainer, set_up
-from harness.verify.processes import free_port
 
 SEQ = 4096
+LR = 1e-5
 
 
 @contextmanager
@@ -32,23 +36,36 @@ def trainer_on_random_tokens(
         config = compose(
             [
                 "cluster=local", "cluster.gpus_per_node=1", f"model={shape}", f"data.seq_len={SEQ}",
-                f"+data.sources.random.path={tokens}", "data.stages=[{name: random, weights: {random: 1.0}}]",
-                f"data.eos_token_id={END_OF_DOCUMENT}", f"train.micro_batch_size={micro_batch}",
-                f"train.global_batch_size={micro_batch}", f"train.steps={steps}", f"runs_dir={folder}", "run.name=run",
-                "train.activation_checkpoint=none", *overrides,
+                *token_overrides(tokens), f"train.micro_batch_size={micro_batch}", f"train.global_batch_size={micro_batch}",
+                f"train.steps={steps}", f"runs_dir={folder}", "run.name=run", "train.activation_checkpoint=none", *overrides,
             ]
         )  # fmt: skip
         run = RunFolder(folder / "run")
         run.create()
         run.save_config(config)
         run.attempt_dir(0).mkdir(parents=True)
-        os.environ |= {
-            "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        }  # fmt: skip
+        ensure_rendezvous(1)
         trainer = set_up(run, config, Place.from_environment(os.environ), folder / "boards")
         try:
             yield trainer
         finally:
             trainer.loader.close()
             dist.destroy_process_group()
+
+
+def timed_steps(trainer: Trainer, batches: Iterable[StepBatch]) -> tuple[list[StepBatch], float]:
+    """Train on the batches, each result read one step late as in a run: the batches, and seconds a step.
+
+    The memory of the batches is not used again as long as they are kept."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    done: list[StepBatch] = []
+    pending = None
+    for batch in batches:
+        queued = trainer.stepper.run(batch, LR, stop=False, fenced=False, with_statistics=False)
+        if pending is not None:
+            pending.result()
+        pending = queued
+        done.append(batch)
+    torch.cuda.synchronize()
+    return done, (time.perf_counter() - begin) / len(done)

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpus import Sampling
+from benchmarks.gpus import Gpus, NoGpus, Sampling, visible
+from benchmarks.kernels import SEQ
 from benchmarks.throughput.settings import shape_config
 from harness.config.schema import ModelConfig
 from harness.model.family import head_dim
-from harness.observe.nvml_library import open_nvml
 
-SEQ = 4096
 TURN_SECONDS = 0.2
 ROUNDS = 5
 """The first of which does not count."""
@@ -76,16 +75,16 @@ def rate(product: Product) -> float:
 class Clock(Sampling):
     """Clock and power of the GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: Gpus) -> None:
         super().__init__(SAMPLE_SECONDS)
-        self._nvml = open_nvml()
-        self._gpu = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        self._gpus = gpus
         self.megahertz: list[int] = []
         self.watts: list[float] = []
 
     def look(self) -> None:
-        self.megahertz.append(self._nvml.nvmlDeviceGetClockInfo(self._gpu, self._nvml.NVML_CLOCK_SM))
-        self.watts.append(self._nvml.nvmlDeviceGetPowerUsage(self._gpu) / 1000)
+        megahertz, watts = self._gpus.clock()
+        self.megahertz.append(megahertz)
+        self.watts.append(watts)
 
 
 def main() -> int:
@@ -93,14 +92,15 @@ def main() -> int:
     parser.add_argument("--shape", default="smollm3_3b", help="model in conf/model (default smollm3_3b)")
     parser.add_argument("--micro-batch", type=int, default=4, help=f"sequences of {SEQ} tokens (default 4)")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("needs a CUDA device", file=sys.stderr)
+    try:
+        gpus = Gpus(visible(1))
+    except NoGpus as error:
+        print(error, file=sys.stderr)
         return 2
-    torch.cuda.set_device(0)
     all_products = list(products(shape_config(options.shape), options.micro_batch * SEQ))
     rates: dict[str, list[float]] = {product.name: [] for product in all_products}
     for number in range(ROUNDS):
-        with Clock() as clock:
+        with Clock(gpus) as clock:
             for product in random.sample(all_products, len(all_products)):
                 rates[product.name].append(rate(product))
         if number == ROUNDS - 1:

@@ -7,16 +7,15 @@ Trains SmolLM3-3B's shape on random tokens, times steps, then traces a few and a
 import argparse
 import statistics
 import sys
-import time
 from collections import defaultdict
+from itertools import islice
 
 import torch
 
-from benchmarks.one_gpu import SEQ, trainer_on_random_tokens
+from benchmarks.one_gpu import SEQ, timed_steps, trainer_on_random_tokens
 from harness.train.setup import Trainer
 
 WARM_UP, BLOCKS, BLOCK_STEPS, TRACED = 6, 3, 6, 3
-LR = 1e-5
 KINDS = (
     ("attention", ("cudnn", "sdpa", "fmha", "flash")),
     ("matrix products", ("nvjet", "gemm", "cutlass")),
@@ -38,22 +37,9 @@ def kind(kernel: str) -> str:
     return next((name for name, parts in KINDS if any(part in kernel for part in parts)), REST)
 
 
-def train(trainer: Trainer, steps: int) -> float:
-    """Milliseconds a step."""
-    torch.cuda.synchronize()
-    begin, pending = time.perf_counter(), None
-    for _ in range(steps):
-        queued = trainer.stepper.run(next(trainer.loader), LR, stop=False, fenced=False, with_statistics=False)
-        if pending is not None:
-            pending.result()  # one step late, as in a run
-        pending = queued
-    torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - begin) / steps
-
-
 def traced(trainer: Trainer) -> Kernels:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        train(trainer, TRACED)
+        timed_steps(trainer, islice(trainer.loader, TRACED))
     found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for event in profile.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -89,9 +75,10 @@ def main() -> int:
     overrides = ["data.document_mask=false", *options.overrides]
     steps = WARM_UP + BLOCKS * BLOCK_STEPS + TRACED
     with trainer_on_random_tokens(options.shape, options.micro_batch, steps, overrides) as trainer:
-        train(trainer, WARM_UP)
-        step_ms = statistics.median(train(trainer, BLOCK_STEPS) for _ in range(BLOCKS))
+        timed_steps(trainer, islice(trainer.loader, WARM_UP))
+        blocks = [timed_steps(trainer, islice(trainer.loader, BLOCK_STEPS)) for _ in range(BLOCKS)]
         kernels = traced(trainer)
+    step_ms = 1000 * statistics.median(seconds for _, seconds in blocks)
     tokens = options.micro_batch * SEQ
     print(
         f"    {torch.cuda.get_device_name()}, torch {torch.__version__}; {options.shape}, micro batch {options.micro_batch} "

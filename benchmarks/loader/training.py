@@ -8,15 +8,11 @@ depends on a batch's documents.) The queue is the loader's own, and reading goes
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-
-from harness.data.loader import StepBatch
 
 BLOCK_STEPS = 8
 WARM_UP = 6
-LR = 1e-5
 
 
 def main() -> int:
@@ -45,29 +41,14 @@ def main() -> int:
 
 def blocks(options: argparse.Namespace) -> Iterator[tuple[float, float]]:
     """Seconds a step of each block: from the loader, and again from memory."""
-    import torch
-
-    from benchmarks.one_gpu import trainer_on_random_tokens
-
-    def train(batches: Iterable[StepBatch]) -> tuple[list[StepBatch], float]:
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        done, pending = [], None
-        for batch in batches:
-            queued = trainer.stepper.run(batch, LR, stop=False, fenced=False, with_statistics=False)
-            if pending is not None:
-                pending.result()  # one step late, as in a run
-            pending = queued
-            done.append(batch)  # whose memory is not used again as long as it is kept
-        torch.cuda.synchronize()
-        return done, (time.perf_counter() - begin) / len(done)
+    from benchmarks.one_gpu import timed_steps, trainer_on_random_tokens
 
     steps = WARM_UP + options.pairs * BLOCK_STEPS
     with trainer_on_random_tokens(options.model, options.micro_batch, steps, options.overrides) as trainer:
-        train(islice(trainer.loader, WARM_UP))
+        timed_steps(trainer, islice(trainer.loader, WARM_UP))
         for _ in range(options.pairs):
-            kept, from_loader = train(islice(trainer.loader, BLOCK_STEPS))
-            _, from_memory = train(kept)
+            kept, from_loader = timed_steps(trainer, islice(trainer.loader, BLOCK_STEPS))
+            _, from_memory = timed_steps(trainer, kept)
             print(
                 f"loader {1000 * from_loader:.2f} ms, memory {1000 * from_memory:.2f} ms", file=sys.stderr, flush=True
             )

@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks import gpus
 from benchmarks.processes import alive, end_group, refusal, start, tail, watch, why_failed
 from benchmarks.throughput.settings import OURS, Measurement, Setting, shape_config, window_rates
-from benchmarks.throughput.tokens import END_OF_DOCUMENT, write_random_tokens
+from benchmarks.throughput.tokens import overrides as token_overrides
+from benchmarks.throughput.tokens import write_random_tokens
 from harness.model.family import flops_per_token, parameters
 from harness.run.folder import RunFolder
 
@@ -31,9 +32,7 @@ def overrides(setting: Setting, tokens: Path, runs_dir: Path, name: str) -> list
         f"model={setting.shape}",
         f"model.max_position_embeddings={max(setting.seq_len, shape_config(setting.shape).max_position_embeddings)}",
         f"data.seq_len={setting.seq_len}",
-        f"+data.sources.random.path={tokens}",
-        "data.stages=[{name: random, weights: {random: 1.0}}]",
-        f"data.eos_token_id={END_OF_DOCUMENT}",
+        *token_overrides(tokens),
         f"data.document_mask={str(setting.document_mask).lower()}",
         *PRECISION_OVERRIDES[setting.precision],
         f"train.activation_checkpoint={setting.activation_checkpoint}",

@@ -22,3 +22,12 @@ def write_random_tokens(folder: Path, vocab_size: int, tokens: int = TOKENS, see
     ids.astype("<u4").tofile(folder / "random.ds")
     ends.astype("<u8").tofile(folder / "random.ds.index")
     return folder
+
+
+def overrides(tokens: Path) -> list[str]:
+    """For `harness.launch` or `compose`: train on nothing but the tokens of this folder."""
+    return [
+        f"+data.sources.random.path={tokens}",
+        "data.stages=[{name: random, weights: {random: 1.0}}]",
+        f"data.eos_token_id={END_OF_DOCUMENT}",
+    ]
