@@ -34,7 +34,7 @@ def cast_both(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, transpose
 
 
 def swiglu_largest(gate_up: torch.Tensor, largest: torch.Tensor) -> None:
-    """`largest`: fp32 [1], zero before."""
+    """`largest`: fp32, 0-dim, zero before."""
     _check(gate_up, torch.bfloat16)
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
     _launch("swiglu_largest", _stripes(gate_up, columns), gate_up, largest, rows, columns)
@@ -46,7 +46,7 @@ def swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -
 
 
 def swiglu_backward_largest(gate_up: torch.Tensor, gradient: torch.Tensor, largest: torch.Tensor) -> None:
-    """`largest`: fp32 [1], zero before."""
+    """`largest`: fp32, 0-dim, zero before."""
     _check(gate_up, torch.bfloat16)
     _check(gradient, torch.bfloat16)
     grid = _stripes(gate_up, gradient.shape[1])

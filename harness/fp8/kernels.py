@@ -6,6 +6,8 @@ come from a gated activation, compute that on the way instead of reading it. CUD
 plain torch elsewhere, and for a kernel in which `harness.fp8.selfcheck` has found a fault.
 """
 
+from typing import Any
+
 import torch
 
 GRADIENT = torch.float8_e5m2
@@ -30,12 +32,10 @@ def scale_for(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def cast_into(x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
     """Write fp32 `x * scale`, saturated, to `out`, which is VALUE; both contiguous, of one shape. Not for compiled code."""
-    if _plain("cast_into", x):
+    if (cuda := _on_cuda("cast_into", x)) is None:
         out.copy_(_saturated(x.float() * scale, out.dtype))
-        return
-    from harness.fp8 import cuda_kernels
-
-    cuda_kernels.cast(x, scale, out)
+    else:
+        cuda.cast(x, scale, out)
 
 
 def plain_cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,12 +47,10 @@ def plain_cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 @torch.library.custom_op("harness::fp8_cast_both", mutates_args=())
 def cast_both(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """`x * scale` rounded to FP8, saturated: of x [rows, columns] contiguous, as [rows, columns] and as [columns, rows]."""
-    if _plain("cast_both", x):
+    if (cuda := _on_cuda("cast_both", x)) is None:
         return plain_cast_both(x, scale, dtype)
-    from harness.fp8 import cuda_kernels
-
     out = _empty_both(x, dtype)
-    cuda_kernels.cast_both(x, scale, *out)
+    cuda.cast_both(x, scale, *out)
     return out
 
 
@@ -72,12 +70,10 @@ def plain_swiglu_largest(gate_up: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("harness::fp8_swiglu_largest", mutates_args=())
 def swiglu_largest(gate_up: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of `swiglu(gate_up)`: fp32, 0-dim."""
-    if _plain("swiglu_largest", gate_up):
+    if (cuda := _on_cuda("swiglu_largest", gate_up)) is None:
         return plain_swiglu_largest(gate_up)
-    from harness.fp8 import cuda_kernels
-
     largest = gate_up.new_zeros((), dtype=torch.float32)
-    cuda_kernels.swiglu_largest(gate_up, largest)
+    cuda.swiglu_largest(gate_up, largest)
     return largest
 
 
@@ -94,12 +90,10 @@ def plain_swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
 @torch.library.custom_op("harness::fp8_swiglu", mutates_args=())
 def swiglu_cast(gate_up: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up * scale` rounded to VALUE: gate and up are the halves of [rows, 2 x columns]; [rows, columns]."""
-    if _plain("swiglu_cast", gate_up):
+    if (cuda := _on_cuda("swiglu_cast", gate_up)) is None:
         return plain_swiglu_cast(gate_up, scale)
-    from harness.fp8 import cuda_kernels
-
     out = _empty_swiglu(gate_up)
-    cuda_kernels.swiglu_cast(gate_up, scale, out)
+    cuda.swiglu_cast(gate_up, scale, out)
     return out
 
 
@@ -116,12 +110,10 @@ def plain_swiglu_backward_largest(gate_up: torch.Tensor, gradient: torch.Tensor)
 @torch.library.custom_op("harness::fp8_swiglu_backward_largest", mutates_args=())
 def swiglu_backward_largest(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of the gradient of `gate_up`, from `gradient` [rows, columns] of `swiglu(gate_up)`: fp32, 0-dim."""
-    if _plain("swiglu_backward_largest", gate_up):
+    if (cuda := _on_cuda("swiglu_backward_largest", gate_up)) is None:
         return plain_swiglu_backward_largest(gate_up, gradient)
-    from harness.fp8 import cuda_kernels
-
     largest = gate_up.new_zeros((), dtype=torch.float32)
-    cuda_kernels.swiglu_backward_largest(gate_up, gradient, largest)
+    cuda.swiglu_backward_largest(gate_up, gradient, largest)
     return largest
 
 
@@ -148,12 +140,10 @@ def swiglu_backward_cast(
 ) -> SwigluBackward:
     """From `gradient` [rows, columns] of `swiglu(gate_up)`: the gradient of `gate_up` in GRADIENT, [rows, 2 x columns], and
     transposed, [2 x columns, rows], and the result of `swiglu` in VALUE, transposed, [columns, rows]."""
-    if _plain("swiglu_backward_cast", gate_up):
+    if (cuda := _on_cuda("swiglu_backward_cast", gate_up)) is None:
         return plain_swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale)
-    from harness.fp8 import cuda_kernels
-
     out = _empty_swiglu_backward(gate_up)
-    cuda_kernels.swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale, *out)
+    cuda.swiglu_backward_cast(gate_up, gradient, gradient_scale, value_scale, *out)
     return out
 
 
@@ -181,8 +171,13 @@ def swiglu_backward(gate_up: torch.Tensor, gradient: torch.Tensor) -> torch.Tens
 # --- common ----------------------------------------------------------------------------------------------------------
 
 
-def _plain(kernel: str, x: torch.Tensor) -> bool:
-    return x.device.type != "cuda" or kernel in PLAIN
+def _on_cuda(kernel: str, x: torch.Tensor) -> Any:
+    """The module that has the kernel, or None where plain torch has to do."""
+    if x.device.type != "cuda" or kernel in PLAIN:
+        return None
+    from harness.fp8 import cuda_kernels
+
+    return cuda_kernels
 
 
 def _saturated(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Starter(ABC):
     """Whether this process prepares, compares and prints."""
 
     def __init__(self, model_type: str, *, on_gpu: bool) -> None:
-        self._context = _spawning() if on_gpu else _forking(model_type)
+        self._context = multiprocessing.get_context("spawn") if on_gpu else _forking(model_type)
 
     @abstractmethod
     def run(self, target: Target, ranks: int, logs: Path, *arguments: Any) -> list[Failure]:
@@ -117,10 +117,6 @@ class BesideTorchrun(Starter):
         shared = [value]
         dist.broadcast_object_list(shared, src=0)
         return shared[0]
-
-
-def _spawning() -> SpawnContext:
-    return multiprocessing.get_context("spawn")
 
 
 def _forking(model_type: str) -> ForkServerContext:

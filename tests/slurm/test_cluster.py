@@ -132,6 +132,7 @@ def test_frozen_node_is_down_and_serves_again(slurm_cluster: SlurmCluster) -> No
     wait_for(lambda: slurm_cluster.states()["n2"].startswith("down"), "n2 down")
     slurm_cluster.thaw("n2")
     slurm_cluster.repair()
+    assert slurm_cluster.states()["n2"] == "idle"
 
 
 def test_slurmd_killed_alone_is_started_by_start(slurm_cluster: SlurmCluster) -> None:
