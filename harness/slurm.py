@@ -3,11 +3,14 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 COMMAND_SECONDS = 20.0
 ACTIVE_STATES = frozenset(
@@ -29,11 +32,31 @@ class Job:
 
     job_id: str
     state: str
-    preempted: bool
+    preempted: bool = False
+    restarts: int | None = None
+    """How often it has been put back into the queue."""
+    reason: str = ""
+    """Why it is pending, in Slurm's word (Resources, BadConstraints, ...)."""
+    partition: str | None = None
+    excluded: str = ""
+    """Nodes that it must not get, as Slurm writes them: `n[1-2],n4`."""
 
     @property
     def active(self) -> bool:
         return self.state in ACTIVE_STATES
+
+
+def ask(question: Callable[[], Answer], seconds: float = 60.0) -> Answer | None:
+    """The answer to `question`, or None if the controller has not given one after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return question()
+        except SlurmError as error:
+            if time.monotonic() >= deadline:
+                print(f"going on without an answer from Slurm: {error}", flush=True)
+                return None
+        time.sleep(2)
 
 
 def run(*command: str) -> str:
@@ -76,8 +99,22 @@ def job(job_id: str) -> Job | None:
         if "Invalid job id" in str(error):
             return None
         raise
-    fields = dict(re.findall(r"(\w+)=(\S*)", text))
-    return Job(job_id, fields.get("JobState", "UNKNOWN"), fields.get("PreemptTime", "None") not in ("None", "N/A"))
+    fields = dict(re.findall(r"([\w:]+)=(\S*)", text))
+    return Job(
+        job_id,
+        fields.get("JobState", "UNKNOWN"),
+        preempted=_value(fields, "PreemptTime") is not None,
+        restarts=int(fields["Restarts"]) if fields.get("Restarts", "").isdigit() else None,
+        reason=_value(fields, "Reason") or "",
+        partition=_value(fields, "Partition"),
+        excluded=_value(fields, "ExcNodeList") or "",
+    )
+
+
+def _value(fields: dict[str, str], key: str) -> str | None:
+    """The field's value, or None for Slurm's ways to say that there is none."""
+    value = fields.get(key, "")
+    return None if value in ("", "None", "N/A", "(null)") else value
 
 
 def expand_nodes(node_list: str) -> list[str]:
@@ -85,36 +122,42 @@ def expand_nodes(node_list: str) -> list[str]:
     return run("scontrol", "show", "hostnames", node_list).split() if node_list else []
 
 
+def node_states(nodes: list[str] | None = None, partition: str | None = None) -> dict[str, str]:
+    """sinfo's long state of each of `nodes`, or of all nodes of `partition` (None: of the whole cluster)."""
+    if nodes is not None and not nodes:
+        return {}
+    which = ["--nodes", ",".join(nodes)] if nodes is not None else ["--partition", partition] if partition else []
+    lines = run("sinfo", "--noheader", "--Node", *which, "--format", "%N %T").splitlines()
+    return {node: state for node, _, state in (line.partition(" ") for line in lines)}
+
+
+def slurmd_starts(nodes: list[str]) -> dict[str, float]:
+    """When the slurmd of each of `nodes` was started (Unix time); a node that has never had one is left out."""
+    text = run("scontrol", "--oneliner", "show", "node", ",".join(nodes))
+    found = re.findall(r"NodeName=(\S+).*?SlurmdStartTime=(\d{4}-\S+)", text)
+    return {node: time.mktime(time.strptime(when, "%Y-%m-%dT%H:%M:%S")) for node, when in found}
+
+
+def is_sick(state: str) -> bool:
+    """Whether a node in this long state is down, drained or silent."""
+    return SICK_NODE.search(state) is not None
+
+
 def sick_nodes(nodes: list[str]) -> dict[str, str]:
     """Those of `nodes` that Slurm holds for down, drained or silent, with their state."""
-    if not nodes:
-        return {}
-    states: dict[str, str] = {}
-    for line in run("sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format", "%N %T").splitlines():
-        node, _, state = line.partition(" ")
-        if SICK_NODE.search(state):
-            states[node] = state
-    return states
+    return {node: state for node, state in node_states(nodes).items() if is_sick(state)}
+
+
+def keep_off(job_id: str, nodes: Collection[str], wait_seconds: float = 0.0) -> None:
+    """Have a pending job stay off `nodes` and off no others, and not start before `wait_seconds` have passed."""
+    when = [f"starttime=now+{wait_seconds:.0f}"] if wait_seconds >= 1 else []
+    run("scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(sorted(nodes))}", *when)
 
 
 def requeue(job_id: str) -> None:
-    """Put a running job back into the queue; it keeps its id, and its restart count goes up by one."""
+    """Put a running job back into the queue; it keeps its id, and its restart count goes up by one. Slurm then ends every
+    process of the job, the caller too where it is one."""
     run("scontrol", "requeue", job_id)
-
-
-def requeue_without(job_id: str, nodes: list[str]) -> None:
-    """Put a running job back into the queue and keep it off `nodes`.
-
-    Only a pending job's list can be changed, and requeueing ends every process of the job, this one too: so it must not
-    die of SIGTERM before the second command. Should it die all the same, the job is requeued without the exclusion,
-    and the next start tries again.
-    """
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        run("scontrol", "requeue", job_id)
-        run("scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(nodes)}")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

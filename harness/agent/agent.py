@@ -15,15 +15,16 @@ from types import FrameType
 
 from harness.agent.data import NodeData
 from harness.agent.hang import HangWatch
-from harness.agent.join import Refused, join_attempt
+from harness.agent.join import join_attempt
 from harness.agent.metrics import NodeMetrics
-from harness.agent.node import Node, this_node
 from harness.config.layout import ranks_per_node
 from harness.config.schema import RootConfig
 from harness.observe.board import Board, RankState
+from harness.recovery.start import Refused, begin
 from harness.run.attempt import Attempt, Outcome, log_path, write_end, write_outcome
 from harness.run.exit_codes import MEANING, NONFINITE, NOT_RETRIED, OK
 from harness.run.folder import RunFolder
+from harness.run.node import Node, this_node
 
 WATCH_SECONDS = 0.25
 LEDGER_SECONDS = 5.0
@@ -34,17 +35,19 @@ the sooner the job is over the sooner it starts again."""
 
 def run_agent(run_path: str) -> int:
     """Run this node's part of the run's job to its end; returns the exit code of the task."""
-    # submitit's handlers go: they would requeue from here, and keep SIGTERM from ending us
+    # submitit's handlers go, where it is our parent: they would requeue from here, and keep SIGTERM from ending us
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run = RunFolder(Path(run_path))
     config = run.load_config()
     node = this_node()
-    try:
-        attempt = join_attempt(run, config, node)
-    except Refused as refusal:
-        print(refusal, flush=True)
-        return refusal.exit_code
+    if not node.on_slurm:  # there the batch script has done it, once for all nodes
+        try:
+            begin(run, config, node)
+        except Refused as refusal:
+            print(refusal, flush=True)
+            return refusal.exit_code
+    attempt = join_attempt(run, node)
     _write_to(log_path(run, attempt.number, node.name))
     return Agent(config, run, attempt, node).run()
 
@@ -74,6 +77,7 @@ class Agent:
         """Returns 0 when the run is finished or has stopped on request, else the code that ended it."""
         signal.signal(signal.SIGUSR2, self._on_stop)
         signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGUSR1, self._on_terminate)  # from the batch script: another node's agent has failed
         self._count_restarts()
         metrics = NodeMetrics(self._config, self._run, self._attempt, self._node, self._boards_dir, self._restarts)
         self._ledger.write("agent_start", pid=os.getpid(), metrics=metrics.url)
@@ -107,7 +111,7 @@ class Agent:
         unready = data.prepare(lambda: self._terminated or self._stop.is_set())
         if self._terminated:
             code = 128 + signal.SIGTERM
-            return Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False, exit_code=code)
+            return Outcome("terminated", "", "the job was told to end", final=False, exit_code=code)
         if self._stop.is_set():
             self._ledger.write("stop_requested", step=self._step(), why="the time limit is near")
             return Outcome("stopped", "timeout", "the time limit came before the data was staged", final=False)
@@ -138,9 +142,7 @@ class Agent:
                 "OMP_NUM_THREADS", "1" if not self._config.cluster.gpus_per_node else "4"
             ),
         }
-        # ignored from before the first instruction: Slurm's warning goes to every process of the job
-        ignore = lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # noqa: E731
-        return subprocess.Popen(command, env=environment, preexec_fn=ignore)
+        return subprocess.Popen(command, env=environment, preexec_fn=_ignore_requests)
 
     def _watch(self, launcher: "subprocess.Popen[bytes]", data: NodeData) -> int:
         """Until the launcher ends or we are told to. Returns its exit code, or 143 for SIGTERM."""
@@ -199,7 +201,7 @@ class Agent:
         if launcher_code == OK and states == {int(RankState.stopped)}:
             return Outcome("stopped", "timeout", "saved and stopped before the time limit", final=False)
         if self._terminated:
-            return Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False)
+            return Outcome("terminated", "", "the job was told to end", final=False)
         code = launcher_code if launcher_code is not None else 1
         reason = "nonfinite" if code == NONFINITE else "unknown"
         why = MEANING.get(code, f"the launcher ended with status {code}")
@@ -213,6 +215,12 @@ class Agent:
             f"stopped early after step {step} of {train.steps}: {train.early_stop_evals} validations in a row without a new "
             "low (train.early_stop_evals)"
         )
+
+
+def _ignore_requests() -> None:
+    """From before a child's first instruction: Slurm's warnings go to every process of the job, and the agent acts on them."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end(launcher: "subprocess.Popen[bytes]", patience: float) -> None:

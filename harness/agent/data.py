@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness.agent.node import Node
 from harness.config.schema import RootConfig, StageWhen
 from harness.data.reach import unreachable
 from harness.data.stage_status import StageState, StageStatus, read_status, status_path
@@ -19,6 +18,7 @@ from harness.run.attempt import Attempt
 from harness.run.exit_codes import CONFIG, OK
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 from harness.run.parent import die_with
 
 REACH_SECONDS = 60.0

@@ -1,7 +1,7 @@
 """Starts this node's ranks through torch's elastic agent, as a child process of ours: torch stays out of the agent.
 
 A rank that dies takes the others with it; then the elastic agents of all nodes meet again and start all ranks anew, which
-resume from the newest checkpoint. How often they may is decided here by progress (`harness.run.budget`).
+resume from the newest checkpoint. Whether they may is decided by `harness.recovery`.
 """
 
 import argparse
@@ -14,16 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.observe.board import Board
-from harness.run.budget import restarts_without_progress
-from harness.run.exit_codes import CRASH_LOOP, NOT_RETRIED
-from harness.run.folder import Ledger, RunFolder
+from harness.recovery.ranks import RestartPolicy
+from harness.run.folder import RunFolder
 from harness.run.parent import die_with
 
 STOP_SECONDS = 5
 """How long ranks get to end after SIGTERM before they are killed."""
 UNLIMITED = 1_000_000
 """torch counts restarts down from here; the real budget is progress."""
+
+
+class GivesUp(Exception):
+    """The ranks are not worth another start; the policy has said why."""
 
 
 def main() -> int:
@@ -89,6 +91,8 @@ def launch(options: argparse.Namespace) -> int:
         result = agent.run()
     except SignalException:
         return 128 + signal.SIGTERM
+    except GivesUp:
+        return watcher.exit_code
     except (RendezvousClosedError, RendezvousTimeoutError) as error:
         print(f"the other nodes have given up: {error}", flush=True)
         return watcher.exit_code or 1
@@ -114,7 +118,12 @@ def _elastic_agent(policy: "RestartPolicy", spec: Any, logs: Any) -> Any:
             return result
 
         def _restart_workers(self, worker_group: WorkerGroup) -> None:
-            policy.restarting()
+            self._stop_workers(worker_group)
+            wait_seconds = policy.restarting()
+            if policy.exit_code:  # ranks of another node have died once too often
+                spec.rdzv_handler.set_closed()
+                raise GivesUp
+            time.sleep(wait_seconds)
             super()._restart_workers(worker_group)
 
         def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *arguments: Any, **options: Any) -> None:
@@ -124,56 +133,6 @@ def _elastic_agent(policy: "RestartPolicy", spec: Any, logs: Any) -> Any:
             super()._shutdown(death_sig, *arguments, **options)
 
     return ElasticAgent(spec=spec, logs_specs=logs, start_method="spawn", exit_barrier_timeout=300)
-
-
-class RestartPolicy:
-    """Says in the ledger which rank failed, and ends the run where starting again can't help."""
-
-    def __init__(self, run: RunFolder, ledger: Ledger, boards: Path, head: bool, limit: int) -> None:
-        self._run, self._ledger, self._boards, self._head, self._limit = run, ledger, boards, head, limit
-        self.exit_code = 0
-
-    def failed(self, exit_codes: dict[int, int]) -> None:
-        """Ranks of this node died with these exit codes (negative: a signal's number)."""
-        step = self._last_step()
-        for rank, code in sorted(exit_codes.items()):
-            self._ledger.write("rank_failed", step=step, rank=rank, exit_code=code, why=describe_exit(code))
-            print(f"rank {rank} {describe_exit(code)} after step {step}", flush=True)
-        fatal = sorted(set(exit_codes.values()) & NOT_RETRIED)
-        if fatal:
-            self.exit_code = fatal[0]
-        elif self._head and restarts_without_progress(self._run.events()) >= self._limit:
-            self.exit_code = CRASH_LOOP
-            why = f"{self._limit} restarts in a row without a new step (cluster.max_restarts_without_progress={self._limit})"
-            self._ledger.write("gave_up", step=step, why=why)
-            print(f"giving up: {why}", flush=True)
-
-    def restarting(self) -> None:
-        """All ranks are about to start again; the head node counts it."""
-        if self._head:
-            reason = "hang" if (self._boards / "hang").exists() else "rank_crash"
-            (self._boards / "hang").unlink(missing_ok=True)
-            self._ledger.write("restart", step=self._last_step(), reason=reason)
-        print(f"restarting the ranks at {time.strftime('%H:%M:%S')}", flush=True)
-
-    def _last_step(self) -> int:
-        steps = [0]
-        for path in self._boards.glob("rank-*.board"):
-            try:
-                steps.append(int(Board.open_for_read(path).get("step")))
-            except (OSError, ValueError):
-                continue
-        return max(steps)
-
-
-def describe_exit(code: int) -> str:
-    """`was killed by SIGKILL` or `exited with status 1`."""
-    if code < 0:
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was killed by signal {-code}"
-    return f"exited with status {code}"
 
 
 if __name__ == "__main__":

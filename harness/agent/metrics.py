@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.agent.node import Node
 from harness.config.layout import layout
 from harness.config.schema import MonitorMode, RootConfig
 from harness.data.copies import mount_point
@@ -24,6 +23,7 @@ from harness.observe.targets import TargetRegistration
 from harness.observe.xid import XidCollector
 from harness.run.attempt import Attempt
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 
 GPU_SECONDS = 5.0
 NODE_SECONDS = 10.0

@@ -13,21 +13,16 @@ from typing import Any
 from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from harness import slurm
+from harness import recovery, slurm
 from harness.agent.task import AgentTask
 from harness.config.check import time_limit_minutes
 from harness.config.layout import cpus_per_node
 from harness.config.schema import ClusterKind, RootConfig
+from harness.run.exit_codes import BATCH_CODES
 from harness.run.folder import RunFolder
 
-SRUN_THAT_DIES_AT_ONCE = (
-    'srun() { command srun "$@" & srun_pid=$!; '
-    "trap 'kill -KILL $(cat /proc/$srun_pid/task/$srun_pid/children) $srun_pid' TERM; wait $srun_pid; "
-    "srun_status=$?; trap - TERM; return $srun_status; }"
-)
-"""Shell function around srun. When a node is lost, srun waits for it for KillWait and more, and so may outlive its job's
-requeue; then it, or its shepherd process, cancels step 0 of the job, which by then is the new start's. Here both die as soon
-as Slurm ends the batch shell, before they can cancel anything; and the requeue need not wait for KillWait."""
+FALLBACK = Path(recovery.__file__).with_name("fallback.sh")
+"""Shell function for hosts on which Python can't start; part of the batch script's text, since such a host may not see our files."""
 
 
 class SubmissionError(Exception):
@@ -63,17 +58,22 @@ def is_active(config: RootConfig, job_id: str) -> str | None:
 
 
 def _slurm_executor(config: RootConfig, run: RunFolder, require_client: bool) -> SlurmExecutor:
-    if not require_client:  # a dry run shows the script on machines without Slurm too
-        executor_class: type[SlurmExecutor] = _OfflineSlurmExecutor
-    else:
-        executor_class = SlurmExecutor
-    executor = executor_class(folder=run.submit_dir)
+    executor = _Executor(folder=run.submit_dir) if require_client else _OfflineExecutor(folder=run.submit_dir)
     executor.update_parameters(**slurm_parameters(config, run))
     return executor
 
 
-class _OfflineSlurmExecutor(SlurmExecutor):
-    """Renders the batch script without asking whether Slurm is installed."""
+class _Executor(SlurmExecutor):
+    """submitit's, with our own command in the batch script instead of one that loads a pickle."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        run_path = Path(self.folder).parent
+        return f"{self.python} -u -m harness.recovery.batch {shlex.quote(str(run_path))}"
+
+
+class _OfflineExecutor(_Executor):
+    """Renders the batch script without asking whether Slurm is installed: a dry run works on machines without it."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -100,19 +100,24 @@ def slurm_parameters(config: RootConfig, run: RunFolder) -> dict[str, Any]:
         "qos": cluster.qos,
         "exclude": ",".join(sorted({*cluster.exclude, *run.excluded_nodes()})) or None,
         "signal_delay_s": cluster.signal_delay_seconds,
-        "setup": [*cluster.setup, SRUN_THAT_DIES_AT_ONCE],
-        "teardown": [
-            f"{shlex.quote(sys.executable)} -m harness.cluster.aftermath {shlex.quote(str(run.path))} --srun-status $?"
-        ],
+        "setup": [*cluster.setup, FALLBACK.read_text()],
+        "teardown": [_after_python(config, run)],
         "stderr_to_stdout": True,
         "wckey": None,
-        # a step does not inherit --cpus-per-task from its job; and one dead agent must end the step, not strand it
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
+        "use_srun": False,  # our command starts one agent per node itself
         "additional_parameters": {"requeue": True, **flags},
     }
     if cluster.gpus_per_node:
         parameters["gpus_per_node"] = cluster.gpus_per_node
     return parameters
+
+
+def _after_python(config: RootConfig, run: RunFolder) -> str:
+    """Shell line: end with Python's status if it is one of those that it ends with on purpose; else act in its place."""
+    on_purpose = "|".join(str(code) for code in sorted({*BATCH_CODES, 128 + signal.SIGTERM}))
+    limit = config.cluster.max_restarts_without_progress
+    fallback = f'harness_fallback "$status" {shlex.quote(str(run.path))} {limit}'
+    return f'status=$?; case "$status" in {on_purpose}) exit "$status" ;; *) {fallback} ;; esac'
 
 
 def _submit_local(config: RootConfig, run: RunFolder, task: AgentTask) -> str:

@@ -69,18 +69,15 @@ def load(run: RunFolder, number: int) -> Attempt | None:
     return Attempt(**record) if record else None
 
 
-def wait_for(run: RunFolder, key: str, seconds: float) -> Attempt:
-    """The attempt that the head node has claimed for this start of the job. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def wait_for(run: RunFolder, key: str) -> Attempt:
+    """The attempt that the head node has claimed for this start of the job. Blocks until it has: if the head's agent fails,
+    the batch script ends the others."""
+    while True:
         newest = run.newest_attempt()
         attempt = load(run, newest) if newest is not None else None
         if attempt and attempt.key == key:
             return attempt
         time.sleep(0.1)
-    raise TimeoutError(
-        f"the head node has not started within {seconds:.0f} s: no attempt with key {key} in {run.attempts_dir}"
-    )
 
 
 def attempt_key(run: RunFolder, number: int) -> str | None:

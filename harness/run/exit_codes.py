@@ -12,6 +12,9 @@ FENCED = 68
 DISK_FULL = 69
 """The last checkpoint could not be written."""
 
+JOB_FAILED = 70
+"""The batch script's own: the job ends, for a reason that has no code of its own here."""
+
 MEANING = {
     CONFIG: "the config, the data or the model is wrong (see the log)",
     NONFINITE: "loss or gradients stayed NaN or Inf",
@@ -22,3 +25,7 @@ MEANING = {
 """What each says to a person."""
 
 NOT_RETRIED = frozenset({CONFIG, NONFINITE, CRASH_LOOP, FENCED, DISK_FULL})
+
+BATCH_CODES = frozenset({OK, NONFINITE, CRASH_LOOP, FENCED, DISK_FULL, JOB_FAILED})
+"""What the batch script's Python ends with on purpose. Any other status means that it did not get to decide, and the shell does
+what is left to do; so none of them is a status that Python or a shell ends with by itself (1, 2, 126, 127, 128 + signal)."""

@@ -149,6 +149,12 @@ class RunFolder:
         write_json(self.excluded_path, {**nodes, node: why})
         return True
 
+    def readmit_node(self, node: str) -> None:
+        """Let an excluded node back into the run."""
+        nodes = self.excluded_nodes()
+        if nodes.pop(node, None) is not None:
+            write_json(self.excluded_path, nodes)
+
     def attempts(self) -> list[int]:
         """Numbers of all attempts so far, ascending."""
         try:
@@ -193,8 +199,8 @@ class Ledger:
     attempt: int | None
     node: str | None = None
 
-    def write(self, event: str, step: int | None = None, **fields: Any) -> None:
-        """One line: time, event, attempt, step, node, and whatever explains the event."""
+    def write(self, event: str, step: int | None = None, **fields: Any) -> bool:
+        """One line: time, event, attempt, step, node, and whatever explains the event. False if it could not be written."""
         record = {"time": round(time.time(), 3), "event": event, "attempt": self.attempt, "step": step}
         if self.node is not None:
             record["node"] = self.node
@@ -202,6 +208,8 @@ class Ledger:
             append_json_line(self.path, {**record, **fields})
         except OSError as error:
             print(f"could not write event {event} to {self.path}: {error}", flush=True)
+            return False
+        return True
 
 
 def config_as_dict(config: RootConfig) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import pytest
 
 from harness.agent.agent import Agent
 from harness.agent.data import NodeData, Unready
-from harness.agent.node import Node
 from harness.config.compose import compose
 from harness.observe.board import Board, RankState, board_path
 from harness.run.attempt import claim
 from harness.run.exit_codes import NONFINITE, OK
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 
 from harness.agent import data as module
 from harness.agent.data import NodeData, Unready
-from harness.agent.node import Node
 from harness.config.schema import Packing, SourceConfig, StageWhen
 from harness.data.order import open_order
 from harness.data.stage_paths import StagedFiles
@@ -22,6 +21,7 @@ from harness.data.stage_status import StageState
 from harness.run.attempt import Attempt, claim
 from harness.run.files import write_json
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 from tests.tiny import tiny_run, write_tokens
 from tests.waiting import wait_for
 

@@ -7,12 +7,12 @@ import pytest
 from harness import slurm
 from harness.agent import join
 from harness.agent.join import Refused, join_attempt
-from harness.agent.node import Node
 from harness.config.compose import compose
 from harness.config.schema import RootConfig
 from harness.run.attempt import claim, write_end
 from harness.run.exit_codes import CRASH_LOOP
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 
 
 def node(index: int = 0, nodes: tuple[str, ...] = ("n1", "n2"), restart_count: int = 0) -> Node:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from harness.agent.previous import previous_ending
 
 from harness import slurm
-from harness.agent.node import Node
-from harness.agent.previous import previous_ending
 from harness.run.attempt import Outcome, claim, write_end, write_outcome
 from harness.run.folder import RunFolder
+from harness.run.node import Node
 
 NODES = ["n1", "n2", "n3"]
 

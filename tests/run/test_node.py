@@ -3,13 +3,14 @@
 import pytest
 
 from harness import slurm
-from harness.agent.node import this_node
+from harness.run.node import this_node
 
 
 def test_on_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "expand_nodes", lambda text: ["n1", "n2"])
+    monkeypatch.setattr(slurm, "expand_nodes", lambda text: text.split(","))
     node = this_node(
-        {"SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURMD_NODENAME": "localhost", "SLURM_STEP_NODELIST": "n[1-2]",
+        {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "localhost", "SLURM_STEP_NODELIST": "localhost",
+         "SLURM_JOB_NODELIST": "n1,localhost",
          "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
     )  # fmt: skip
     assert (node.index, node.is_head, node.attempt_key, node.on_slurm) == (1, False, "7.3", True)

@@ -28,18 +28,26 @@ class Node:
 
     @property
     def attempt_key(self) -> str:
+        """This start of this job, and no other."""
         return f"{self.job_id}.{self.restart_count}"
+
+    @property
+    def next_key(self) -> str:
+        """The start that follows if the job is put back into the queue."""
+        return f"{self.job_id}.{self.restart_count + 1}"
 
 
 def this_node(environ: Mapping[str, str] = os.environ) -> Node:
-    """From the variables that Slurm, or submitit's local controller, sets for a task."""
+    """From the variables that Slurm sets on each node of a job, or submitit's local controller for its task."""
     if "SLURM_PROCID" in environ:
         name = environ["SLURMD_NODENAME"]
+        # the job's nodes, not the step's: large jobs run their agents in several steps
+        nodes = slurm.expand_nodes(environ["SLURM_JOB_NODELIST"])
         return Node(
             name=name,
             address=_address(name),
-            index=int(environ["SLURM_NODEID"]),
-            nodes=slurm.expand_nodes(environ["SLURM_STEP_NODELIST"]),
+            index=nodes.index(name),
+            nodes=nodes,
             job_id=environ["SLURM_JOB_ID"],
             restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
             on_slurm=True,
