@@ -17,7 +17,7 @@ from harness import slurm
 from harness.config.layout import cpus_per_node
 from harness.config.schema import RootConfig
 from harness.recovery.budget import budget
-from harness.recovery.ladder import Act, Decision, Facts, JobFacts, Moment, decide
+from harness.recovery.ladder import Act, Decision, Facts, JobFacts, Moment, blamed, decide
 from harness.recovery.requeue import RequeueRefused, requeue, room
 from harness.recovery.room import Room
 from harness.recovery.start import Refused, begin, exclude_node, restart_event
@@ -85,8 +85,8 @@ def gather(run: RunFolder, config: RootConfig, node: Node, ended: Ended, began: 
     reason = outcome.reason if outcome and outcome.state in ("stopped", "failed") else "node_fail" if bad_nodes else ""
     why = _why(ended, lost) or (outcome.why if outcome else "") or f"srun ended with status {ended.status}"
     fatal = sorted({ended.statuses[name] for name in started & set(ended.statuses)} & NOT_RETRIED)
-    blamed = bad_nodes if set(bad_nodes) < set(node.nodes) else {}
-    pending = restart_event(run, node.next_key, reason or "unknown", "requeue", why, blamed)
+    at_fault = blamed(node.nodes, bad_nodes)
+    pending = restart_event(run, node.next_key, reason or "unknown", "requeue", why, at_fault)
     found = slurm.ask(partial(_job_facts, node), seconds=0)
     return Facts(
         Moment.agents_ended,

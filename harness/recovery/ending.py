@@ -12,6 +12,9 @@ from harness.run.node import Node
 REQUEUES = frozenset({"restart", "requeued_elsewhere"})
 """Events that name the start which they lead to (`starts`)."""
 
+SHELL = "batch script"
+"""How a restart came about that the batch script's shell has recorded (`fallback.sh`)."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -31,7 +34,9 @@ def previous_ending(run: RunFolder, node: Node, events: list[dict[str, Any]]) ->
     for event in reversed(events):
         if event.get("event") in REQUEUES and event.get("starts") == node.attempt_key:
             why = event.get("why", "")
-            return Ending(event.get("reason", "unknown"), why, True, dict.fromkeys(event.get("bad_nodes", ()), why))
+            # the shell could not exclude them itself; Python has, and somebody may have let them back in meanwhile
+            bad_nodes = event.get("bad_nodes", ()) if event.get("how") == SHELL else ()
+            return Ending(event.get("reason", "unknown"), why, True, dict.fromkeys(bad_nodes, why))
     newest = run.newest_attempt()
     previous = load(run, newest) if newest is not None else None
     if previous is None:

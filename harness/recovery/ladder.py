@@ -5,7 +5,7 @@ when agents have ended (`recovery.batch`), and whoever begins a start of the job
 harness compares, counts or gives up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -108,6 +108,12 @@ def decide(facts: Facts) -> Decision:
     return _agents_ended(facts)
 
 
+def blamed(nodes: Collection[str], bad_nodes: Mapping[str, str]) -> Mapping[str, str]:
+    """Those of `bad_nodes` that are at fault: none if all of `nodes` are bad. The batch script, which runs on one of them, has
+    started; if then no agent could, or all were lost at once, the nodes are not to blame."""
+    return {} if set(bad_nodes) >= set(nodes) else bad_nodes
+
+
 def wait_before(tries: int, longest: float = LONGEST_WAIT) -> float:
     """Seconds before a restart after `tries` without progress: none for the first, then longer each time."""
     return min(longest, 5.0 * 2**tries) if tries else 0.0
@@ -136,9 +142,7 @@ def _agents_ended(facts: Facts) -> Decision:
         return Decision(Act.stand_aside, why="a newer start of the job runs")
     if facts.budget.useless > facts.limit:
         return _give_up(facts)
-    # the batch script, which runs on one of the nodes, has started: if no agent could, the nodes are not to blame
-    everywhere = set(facts.bad_nodes) >= set(facts.nodes)
-    return _requeue(facts, {} if everywhere else facts.bad_nodes)
+    return _requeue(facts, blamed(facts.nodes, facts.bad_nodes))
 
 
 def _starting(facts: Facts) -> Decision:

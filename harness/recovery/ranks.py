@@ -41,10 +41,10 @@ class RestartPolicy:
         if self.exit_code:
             return 0.0
         if self._head:
+            record = self._restart()
+            if decision.wait_seconds:
+                record["wait_seconds"] = decision.wait_seconds
             (self._boards / "hang").unlink(missing_ok=True)
-            record = (
-                {**self._restart(), "wait_seconds": decision.wait_seconds} if decision.wait_seconds else self._restart()
-            )
             if not self._ledger.write(**record):
                 self._unwritten.append(record)  # on a full disk restarts count as well
         self._failure = ""

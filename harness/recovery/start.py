@@ -1,5 +1,6 @@
 """What precedes every start of the job: how the last attempt ended, which nodes to keep out, and whether to go on at all."""
 
+from collections.abc import Collection
 from typing import Any
 
 from harness.checkpoint.folders import complete_steps
@@ -49,7 +50,7 @@ def begin(run: RunFolder, config: RootConfig, node: Node) -> None:
 
 
 def restart_event(
-    run: RunFolder, starts: str, reason: str, how: str, why: str, bad_nodes: dict[str, str], wait_seconds: float = 0.0
+    run: RunFolder, starts: str, reason: str, how: str, why: str, bad_nodes: Collection[str], wait_seconds: float = 0.0
 ) -> dict[str, Any]:
     """The ledger's line of one restart: `starts` is the key of the start that it leads to."""
     return {

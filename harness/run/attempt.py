@@ -80,11 +80,6 @@ def wait_for(run: RunFolder, key: str) -> Attempt:
         time.sleep(0.1)
 
 
-def attempt_key(run: RunFolder, number: int) -> str | None:
-    attempt = load(run, number)
-    return attempt.key if attempt else None
-
-
 def log_path(run: RunFolder, number: int, node: str) -> Path:
     return run.attempt_dir(number) / f"{node}.log"
 

@@ -9,10 +9,9 @@ import pytest
 from submitit import LocalExecutor
 
 from harness import slurm
-from harness.cluster.submit import SRUN_THAT_DIES_AT_ONCE, SubmissionError, batch_script, is_active, visible_gpus
+from harness.cluster.submit import SubmissionError, batch_script, is_active, visible_gpus
 from harness.config.compose import compose
 from harness.run.folder import RunFolder
-from tests.waiting import wait_for, wait_until_dead
 
 
 def script(tmp_path: Path, *overrides: str, excluded: dict[str, str] | None = None) -> str:
@@ -36,14 +35,22 @@ def test_one_agent_per_node_requeued_and_warned(tmp_path: Path) -> None:
         "#SBATCH --time=7-00:00:00",
     ):
         assert line in text.splitlines()
-    assert "--kill-on-bad-exit=1" in text and "--cpus-per-task=64" in text.partition("\nsrun --")[2]
+    assert "harness.recovery.batch" in text and "srun --" not in text and "submitit.core" not in text
 
 
-def test_the_script_goes_on_after_srun(tmp_path: Path) -> None:
-    lines = script(tmp_path).splitlines()
-    srun = next(i for i, line in enumerate(lines) if line.startswith("srun --"))
-    after = [line for line in lines[srun + 1 :] if line and not line.startswith("#")]
-    assert len(after) == 1 and "harness.cluster.aftermath" in after[0] and after[0].endswith("--srun-status $?")
+@pytest.mark.parametrize("status", [0, 1, 2, 66, 67, 70, 126, 127, 137, 143])
+def test_the_shell_acts_only_where_python_could_not(tmp_path: Path, status: int) -> None:
+    lines = script(tmp_path, "cluster.max_restarts_without_progress=5").splitlines()
+    command = next(i for i, line in enumerate(lines) if "harness.recovery.batch" in line)
+    after = [line for line in lines[command + 1 :] if line and not line.startswith("#")]
+    assert len(after) == 1
+    stand_in = 'harness_fallback() { echo "fallback $*"; }'
+    shell = f"{stand_in}\n(exit {status})\n{after[0]}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    if status in (0, 66, 67, 70, 143):
+        assert (done.returncode, done.stdout) == (status, "")
+    else:
+        assert done.stdout == f"fallback {status} {tmp_path}/run 5\n"
 
 
 def test_any_flag_reaches_sbatch(tmp_path: Path) -> None:
@@ -53,36 +60,13 @@ def test_any_flag_reaches_sbatch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "#SBATCH --partition=gpu" in text and "#SBATCH --reservation=smol" in text
     assert "#SBATCH --exclusive\n" in text and "mail-type" not in text
-    assert text.index("module load cuda") < text.index("srun --")
+    assert text.index("module load cuda") < text.index("harness.recovery.batch")
     assert "wckey" not in text
 
 
 def test_lost_nodes_are_kept_out(tmp_path: Path) -> None:
     text = script(tmp_path, "cluster.exclude=[n9]", excluded={"n2": "down"})
     assert "#SBATCH --exclude=n2,n9" in text
-
-
-def test_srun_and_its_shepherd_die_with_the_batch_shell(tmp_path: Path) -> None:
-    """An srun that outlives its job's requeue would cancel the next start's step."""
-    fake = tmp_path / "srun"
-    fake.write_text("#!/bin/bash\ntrap '' TERM\nsleep 60 &\necho $$ $! > $1\nwait\n")
-    fake.chmod(0o755)
-    script = f"{SRUN_THAT_DIES_AT_ONCE}\nsrun {tmp_path}/pids\necho status $?\n"
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    shell = subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "pids").read_text, "the fake srun says which processes it has")
-    shell.terminate()
-    output, _ = shell.communicate(timeout=10)
-    assert output == "status 143\n", "the shell goes on to its last line"
-    wait_until_dead(map(int, (tmp_path / "pids").read_text().split()))
-
-
-def test_srun_keeps_its_exit_status(tmp_path: Path) -> None:
-    (tmp_path / "srun").write_text("#!/bin/bash\nexit 37\n")
-    (tmp_path / "srun").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", "-c", f"{SRUN_THAT_DIES_AT_ONCE}\nsrun -n1\necho $?"]
-    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "37\n"
 
 
 def test_script_is_valid_bash(tmp_path: Path) -> None:

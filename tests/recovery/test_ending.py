@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import pytest
-from harness.agent.previous import previous_ending
 
 from harness import slurm
+from harness.recovery.ending import Ending
+from harness.recovery.ending import previous_ending as ending_of
 from harness.run.attempt import Outcome, claim, write_end, write_outcome
 from harness.run.folder import RunFolder
 from harness.run.node import Node
 
 NODES = ["n1", "n2", "n3"]
+
+
+def previous_ending(run: RunFolder, node: Node) -> Ending | None:
+    return ending_of(run, node, run.events())
 
 
 def node(restart_count: int = 1, job_id: str = "7") -> Node:
@@ -45,24 +50,56 @@ def test_the_node_that_left_no_word_was_lost(run: RunFolder) -> None:
     spoke(run, "n1", "n3")
     ending = previous_ending(run, node())
     assert ending is not None and ending.reason == "node_fail"
-    assert list(ending.lost_nodes) == ["n2"]
+    assert list(ending.bad_nodes) == ["n2"]
 
 
 def test_slurm_names_the_lost_node_of_a_job_that_fell_silent(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "sick_nodes", lambda nodes: {"n3": "down*"})
     ending = previous_ending(run, node())
-    assert ending is not None and (ending.reason, ending.lost_nodes) == ("node_fail", {"n3": "down*"})
+    assert ending is not None and (ending.reason, ending.bad_nodes) == ("node_fail", {"n3": "down*"})
 
 
 def test_all_silent_and_all_healthy_blames_nobody(run: RunFolder) -> None:
     ending = previous_ending(run, node())
-    assert ending is not None and (ending.reason, ending.lost_nodes) == ("node_fail", {})
+    assert ending is not None and (ending.reason, ending.bad_nodes) == ("node_fail", {})
 
 
 def test_what_the_batch_script_recorded_is_believed(run: RunFolder) -> None:
     run.ledger(0).write("restart", step=5, reason="timeout", why="saved", starts="7.1")
     ending = previous_ending(run, node())
-    assert ending is not None and (ending.reason, ending.recorded, ending.lost_nodes) == ("timeout", True, {})
+    assert ending is not None and (ending.reason, ending.recorded, ending.bad_nodes) == ("timeout", True, {})
+
+
+def test_a_node_that_could_not_start_is_known_from_the_batch_script(tmp_path: Path) -> None:
+    """Also where no attempt was ever claimed."""
+    run = RunFolder(tmp_path)
+    run.ledger(None).write(
+        "restart", reason="unknown", how="batch script", why="no Python on n1", starts="7.1", bad_nodes=["n1"]
+    )
+    ending = previous_ending(run, node())
+    assert ending is not None and (ending.recorded, ending.bad_nodes) == (True, {"n1": "no Python on n1"})
+
+
+def test_a_start_that_gave_an_excluded_node_back_is_no_second_loss(run: RunFolder) -> None:
+    spoke(run, "n1", "n3")
+    first = previous_ending(run, node(1))
+    assert first is not None and not first.recorded
+    run.ledger(0).write("restart", reason=first.reason, why=first.why, starts="7.1", bad_nodes=["n2"])
+    run.ledger(0).write("requeued_elsewhere", reason=first.reason, why="holds n2", starts="7.2")
+    second = previous_ending(run, node(2))
+    assert second is not None and (second.recorded, second.reason) == (True, "node_fail")
+
+
+def test_a_silent_controller_costs_what_it_knows(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise slurm.SlurmError("scontrol did not answer")
+
+    monkeypatch.setattr(slurm, "sick_nodes", silent)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(slurm.time, "monotonic", iter(range(0, 10_000, 50)).__next__)
+    spoke(run, "n1", "n3")
+    ending = previous_ending(run, node())
+    assert ending is not None and list(ending.bad_nodes) == ["n2"]
 
 
 def test_requeued_by_hand(run: RunFolder) -> None:

@@ -1,11 +1,13 @@
 """When ranks are started again, and when that is given up."""
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.agent.launcher import RestartPolicy, describe_exit
 from harness.observe.board import Board, board_path
+from harness.recovery.ranks import RestartPolicy, describe_exit
 from harness.run.exit_codes import CRASH_LOOP, NONFINITE
 from harness.run.folder import RunFolder
 
@@ -38,16 +40,49 @@ def test_crashes_with_progress_never_end_it(run: RunFolder) -> None:
     assert [event["step"] for event in run.events() if event["event"] == "restart"] == list(range(10, 100, 10))
 
 
+def crash_until_the_end(ours: RestartPolicy, crash: Callable[[RestartPolicy], None]) -> None:
+    for _ in range(6):
+        if not ours.exit_code:
+            crash(ours)
+
+
 def test_crashes_without_progress_do(run: RunFolder) -> None:
     ours = policy(run)
     reach(run, 7)
-    for _ in range(6):
-        crash(ours)
+    crash_until_the_end(ours, crash)
     assert ours.exit_code == CRASH_LOOP
-    assert sum(event["event"] == "restart" for event in run.events()) == 3
+    assert sum(event["event"] == "restart" for event in run.events()) == 3, (
+        "the first got to step 7, and two more are allowed"
+    )
     assert "max_restarts_without_progress=2" in next(
         event["why"] for event in run.events() if event["event"] == "gave_up"
     )
+
+
+def test_crashes_of_another_nodes_ranks_count_as_well(run: RunFolder) -> None:
+    """The head's own ranks are fine and only told to start again."""
+    ours = policy(run)
+    crash_until_the_end(ours, lambda policy: policy.restarting() and None)
+    assert ours.exit_code == CRASH_LOOP
+    assert [event["event"] for event in run.events()] == ["restart", "restart", "gave_up"]
+
+
+def test_restarts_count_though_the_ledger_can_not_be_written(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, record: dict[str, object]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.run.folder.append_json_line", full)
+    ours = policy(run)
+    crash_until_the_end(ours, crash)
+    assert ours.exit_code == CRASH_LOOP
+
+
+def test_each_try_without_progress_waits_longer(run: RunFolder) -> None:
+    ours = policy(run, limit=10)
+    reach(run, 7)
+    waits = [ours.restarting() for _ in range(7)]
+    assert waits[0] == 0 and waits == sorted(waits) and waits[1] > 0
+    assert waits[-1] == waits[-2] == 60, "never more than a minute inside the job"
 
 
 def test_an_exit_that_restarting_can_not_help_ends_it_at_once(run: RunFolder) -> None:
