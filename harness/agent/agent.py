@@ -1,18 +1,18 @@
 """The agent's life on one node: join the attempt, start the ranks, watch them, export metrics, and leave word at the end."""
 
-import hashlib
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from types import FrameType
 
+from harness.agent.boards import make_boards_folder
 from harness.agent.data import NodeData
 from harness.agent.hang import HangWatch
 from harness.agent.join import join_attempt
@@ -23,11 +23,16 @@ from harness.observe.board import Board, RankState
 from harness.recovery.start import Refused, begin
 from harness.run.attempt import Attempt, Outcome, log_path, write_end, write_outcome
 from harness.run.exit_codes import MEANING, NONFINITE, NOT_RETRIED, OK
+from harness.run.files import keep_trying
 from harness.run.folder import RunFolder
+from harness.run.journal import lines_waiting
 from harness.run.node import Node, this_node
+from harness.system.output import keep_printing
 
 WATCH_SECONDS = 0.25
 LEDGER_SECONDS = 5.0
+LAST_WORD_SECONDS = 600.0
+"""How long an agent whose disk is full tries to record how the attempt ended."""
 TERMINATE_SECONDS = 2.0
 """How long the launcher gets to end after an error of ours. Where Slurm ends the job, nothing: there is nothing to save, and
 the sooner the job is over the sooner it starts again."""
@@ -35,6 +40,7 @@ the sooner the job is over the sooner it starts again."""
 
 def run_agent(run_path: str) -> int:
     """Run this node's part of the run's job to its end; returns the exit code of the task."""
+    keep_printing()
     # submitit's handlers go, where it is our parent: they would requeue from here, and keep SIGTERM from ending us
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -54,8 +60,12 @@ def run_agent(run_path: str) -> int:
 
 def _write_to(log: Path) -> None:
     """Send all that this process and its children print to the attempt's log of this node."""
+    try:
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"can't open {log}: {error}; everything is printed here instead", flush=True)
+        return
     print(f"the log goes on in {log}", flush=True)
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
@@ -67,9 +77,9 @@ class Agent:
     def __init__(self, config: RootConfig, run: RunFolder, attempt: Attempt, node: Node) -> None:
         self._config, self._run, self._attempt, self._node = config, run, attempt, node
         self._ledger = run.ledger(attempt.number, node.name)
-        self._boards_dir = _boards_dir(run, node)
+        self._boards_dir = make_boards_folder(run, node, ranks_per_node(config))
         self._restarts = Counter[str]()
-        self._hang = HangWatch(config.cluster.hang_seconds)
+        self._hang = HangWatch(config.cluster.hang_seconds, config.cluster.planned_hang_seconds)
         self._stop = threading.Event()
         self._terminated = False
 
@@ -95,16 +105,34 @@ class Agent:
                 _end(launcher, 0.0 if self._terminated else TERMINATE_SECONDS)
             outcome = outcome or self._outcome(launcher.returncode if launcher else None)
             data.close()
-            write_end(self._run, self._attempt.number, self._node.name, outcome.state)
-            if self._node.is_head:
-                write_outcome(self._run, self._attempt.number, outcome)
-                self._ledger.write(
-                    "attempt_end", step=self._step(), state=outcome.state, reason=outcome.reason, why=outcome.why
-                )
+            self._leave_word(outcome)
             print(f"attempt {self._attempt.number} on {self._node.name}: {outcome.state}; {outcome.why}", flush=True)
             metrics.close()
             shutil.rmtree(self._boards_dir, ignore_errors=True)
         return code
+
+    def _leave_word(self, outcome: Outcome) -> None:
+        """Record how the attempt ended. On a full disk this waits for room: without a word the node counts as lost."""
+        number, node = self._attempt.number, self._node
+
+        def write() -> None:
+            write_end(self._run, number, node.name, outcome.state)
+            if node.is_head:
+                write_outcome(self._run, number, outcome)
+
+        if node.is_head:
+            facts = {"state": outcome.state, "reason": outcome.reason, "why": outcome.why}
+            self._ledger.write("attempt_end", step=self._step(), **facts)
+        try:
+            what = f"how the attempt ended to {self._run.attempt_dir(number)}"
+            keep_trying(write, what, LAST_WORD_SECONDS, lambda: self._terminated)
+        except OSError as error:
+            print(f"could not write {what}: {error}", flush=True)
+        if not self._ledger.catch_up():
+            print(
+                f"{lines_waiting(self._run.path)} lines of {self._run.path} could not be written and are lost",
+                flush=True,
+            )
 
     def _prepare(self, data: NodeData) -> Outcome | None:
         """How the attempt ends where it does so before ranks are started; None: start them."""
@@ -165,15 +193,22 @@ class Agent:
                     asked = True
             if self._hang.hung(boards):
                 self._end_hang(boards)
-            if self._node.is_head and time.monotonic() - counted > LEDGER_SECONDS:
+            if time.monotonic() - counted > LEDGER_SECONDS:
+                self._ledger.catch_up()
                 self._count_restarts()
                 counted = time.monotonic()
 
     def _end_hang(self, boards: list[Board]) -> None:
-        why = f"no step finished for {self._config.cluster.hang_seconds:.0f} s (cluster.hang_seconds)"
-        print(f"{why}: stacks of all ranks follow, then they are restarted", flush=True)
+        why = self._hang.why(boards)
+        print(f"{why}: stacks of all ranks follow", flush=True)
+        self._hang.print_stacks(boards)
+        if not self._hang.hung(boards):  # slow, then, and not hung
+            print("the ranks have got further meanwhile: they are left alone", flush=True)
+            return
+        print("the ranks still hang: they are restarted", flush=True)
         self._ledger.write("hang", step=self._step(), why=why)
-        (self._boards_dir / "hang").touch()
+        with contextlib.suppress(OSError):  # then the restart is called a crash
+            (self._boards_dir / "hang").touch()
         self._hang.kill(boards)
 
     def _count_restarts(self) -> None:
@@ -233,13 +268,3 @@ def _end(launcher: "subprocess.Popen[bytes]", patience: float) -> None:
     except subprocess.TimeoutExpired:
         launcher.kill()
         launcher.wait()
-
-
-def _boards_dir(run: RunFolder, node: Node) -> Path:
-    """A private folder in memory for this attempt's boards; those of the run's killed agents are removed."""
-    root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-    this_run = hashlib.blake2b(str(run.path.resolve()).encode(), digest_size=6).hexdigest()
-    prefix = f"harness-{os.getuid()}-{this_run}-{node.name}-"
-    for stale in root.glob(f"{prefix}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=root))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness.config.schema import RootConfig, StageWhen
 from harness.data.reach import unreachable
@@ -62,6 +63,9 @@ class NodeData:
         self._said = StageStatus()
         self._closed = threading.Event()
         self._ended: tuple[int, float] | None = None
+        self._unsaid: dict[str, Any] | None = None
+        """What could not be written so far for the other nodes to read."""
+        self._mute = False
 
     @property
     def _stages(self) -> bool:
@@ -87,6 +91,7 @@ class NodeData:
 
     def poll(self) -> StageStatus:
         """How staging stands; to be called now and then, for it restarts a stager that was killed."""
+        self._say()
         if self._stager is None:
             return StageStatus(state=StageState.done)
         code = self._stager.poll()
@@ -158,11 +163,19 @@ class NodeData:
         others = [name for name in self._attempt.nodes if name != self._node.name]
         while others and time.monotonic() < deadline:
             if any(self._record(name).reads for name in others):
-                if self._run.exclude_node(self._node.name, f"can't read the data: {'; '.join(broken)}"):
+                if self._exclude(f"can't read the data: {'; '.join(broken)}"):
                     self._ledger.write("node_excluded", lost=self._node.name, why=why)
                 break
             time.sleep(POLL_SECONDS)
         return Unready(why)
+
+    def _exclude(self, why: str) -> bool:
+        """Keep this node out of the run; whether that is new and could be written down."""
+        try:
+            return self._run.exclude_node(self._node.name, why)
+        except OSError as error:
+            print(f"could not exclude {self._node.name}: {error}", flush=True)
+            return False
 
     def _wait_for_others(self, ended: Callable[[], bool]) -> Unready | None:
         """Until every node has its copies: ranks that start alone would wait for the others' and give up."""
@@ -184,7 +197,21 @@ class NodeData:
 
     def _report(self, problem: str | None) -> None:
         """None: the data can be read here, but is not all copied yet."""
-        write_json(self._path(self._node.name), {"time": time.time(), "problem": problem})
+        self._unsaid = {"time": time.time(), "problem": problem}
+        self._say()
+
+    def _say(self) -> None:
+        """Write what the other nodes have to know; on a full disk with the next `poll`."""
+        if self._unsaid is None:
+            return
+        try:
+            write_json(self._path(self._node.name), self._unsaid)
+        except OSError as error:
+            if not self._mute:
+                print(f"could not write {self._path(self._node.name)}: {error}; trying again", flush=True)
+            self._mute = True
+        else:
+            self._unsaid, self._mute = None, False
 
     def _record(self, node: str) -> _Record:
         try:

@@ -1,42 +1,81 @@
-"""Notices that ranks no longer finish steps. The heartbeat is the step itself: a thread can beat while training hangs."""
+"""Notices that ranks no longer get any further. The heartbeat is progress itself: a thread can beat while training hangs."""
 
-import os
+import contextlib
 import signal
 import time
 from collections.abc import Callable
 
-from harness.observe.board import Board, RankState
+from harness.observe.board import Activity, Board, RankState
+from harness.system.processes import Process
 
 STACK_SECONDS = 3.0
-"""How long ranks get to print their stacks before they are killed."""
+"""How long ranks get to print their stacks, and to show that they do get further, before they are killed."""
+BRISK = frozenset({Activity.stepping, Activity.waiting_for_data, Activity.validating})
+"""What shows progress every few seconds. Everything else takes long by nature."""
+TEXT = {
+    Activity.starting: "starting",
+    Activity.restoring: "restoring",
+    Activity.compiling: "in the first step or batch, which compiles",
+    Activity.waiting_for_data: "waiting for data",
+    Activity.stepping: "in a step",
+    Activity.validating: "validating",
+    Activity.saving: "saving a checkpoint",
+    Activity.recording: "writing a profile",
+}
 
 
 class HangWatch:
-    """Restarts the node's ranks when none of them has finished a step for `limit` seconds of training."""
+    """Says when all of a node's ranks hang: none has shown progress for as long as what it does may take."""
 
-    def __init__(self, limit: float, clock: Callable[[], float] = time.time) -> None:
-        self._limit, self._clock = limit, clock
+    def __init__(self, limit: float, planned_limit: float, clock: Callable[[], float] = time.time) -> None:
+        """Seconds: `limit` for what is `BRISK` (cluster.hang_seconds), `planned_limit` for everything else."""
+        self._limit, self._planned_limit, self._clock = limit, max(limit, planned_limit), clock
+        self._killed: set[Process] = set()
 
     def hung(self, boards: list[Board]) -> bool:
-        """Whether every training rank of the node is overdue. Start-up and restoring count from the rank's start."""
-        alive = [board for board in boards if board.get("state") in (RankState.restoring, RankState.training)]
-        if not alive:
-            return False
-        newest = max(max(board.get("last_step_time"), board.get("start_time")) for board in alive)
-        return self._clock() - newest > self._limit
+        """Whether the node has ranks at work and all of them are overdue. Boards of ended processes do not count."""
+        working = self._working(boards)
+        return bool(working) and all(self._silence(board) > self._limit_of(board) for board in working)
+
+    def why(self, boards: list[Board]) -> str:
+        """What the ranks of a hung node were at, for people."""
+        longest = max(self._working(boards), key=self._silence)
+        activity = _activity(longest)
+        key = "cluster.hang_seconds" if activity in BRISK else "cluster.planned_hang_seconds"
+        doing = ", ".join(sorted({TEXT[_activity(board)] for board in self._working(boards)}))
+        return f"no progress for {self._limit_of(longest):.0f} s ({key}); ranks are {doing}"
+
+    def print_stacks(self, boards: list[Board]) -> None:
+        """Have every rank print its stacks (SIGUSR1), and give it a moment for that."""
+        for board in self._working(boards):
+            _send(board.process, signal.SIGUSR1)
+        time.sleep(STACK_SECONDS)
 
     def kill(self, boards: list[Board]) -> list[int]:
-        """Have every rank print its stacks (SIGUSR1), then kill it; returns the process ids."""
-        pids = [int(board.get("pid")) for board in boards if board.get("pid") > 0]
-        _signal_all(pids, signal.SIGUSR1)
-        time.sleep(STACK_SECONDS)
-        _signal_all(pids, signal.SIGKILL)
-        return pids
+        """Kill the ranks at work; returns their process ids. They never count again, even if they can't die yet."""
+        doomed = [board.process for board in self._working(boards)]
+        self._killed.update(doomed)
+        return [process.pid for process in doomed if _send(process, signal.SIGKILL)]
+
+    def _working(self, boards: list[Board]) -> list[Board]:
+        return [
+            board
+            for board in boards
+            if board.get("state") < RankState.stopped and board.process not in self._killed and board.process.alive
+        ]
+
+    def _silence(self, board: Board) -> float:
+        return self._clock() - board.get("progress_time")
+
+    def _limit_of(self, board: Board) -> float:
+        return self._limit if _activity(board) in BRISK else self._planned_limit
 
 
-def _signal_all(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+def _activity(board: Board) -> Activity:
+    return Activity(int(board.get("activity")))
+
+
+def _send(process: Process, number: signal.Signals) -> bool:
+    with contextlib.suppress(PermissionError):
+        return process.send(number)
+    return False

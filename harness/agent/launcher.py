@@ -6,10 +6,8 @@ resume from the newest checkpoint. Whether they may is decided by `harness.recov
 
 import argparse
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from harness.recovery.ranks import RestartPolicy
 from harness.run.folder import RunFolder
 from harness.run.parent import die_with
+from harness.system.output import keep_printing
 
 STOP_SECONDS = 5
 """How long ranks get to end after SIGTERM before they are killed."""
@@ -40,6 +39,7 @@ def main() -> int:
     parser.add_argument("--head", action="store_true")
     parser.add_argument("--boards", type=Path, required=True)
     options = parser.parse_args()
+    keep_printing()
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning goes to every process; the agent acts on it
     die_with(os.getppid())
     return launch(options)
@@ -84,8 +84,8 @@ def launch(options: argparse.Namespace) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
     watcher = RestartPolicy(run, run.ledger(options.attempt, options.node), options.boards, options.head, limit)
-    scratch = tempfile.mkdtemp(prefix="harness-ranks-")  # torch's own files about the ranks; nothing that anybody reads
-    logs = DefaultLogsSpecs(log_dir=scratch)
+    # torch's own files about the ranks, which nobody reads: beside the boards, for /tmp may be full
+    logs = DefaultLogsSpecs(log_dir=str(options.boards / "torch"))
     agent = _elastic_agent(watcher, spec, logs)
     try:
         result = agent.run()
@@ -97,8 +97,8 @@ def launch(options: argparse.Namespace) -> int:
         print(f"the other nodes have given up: {error}", flush=True)
         return watcher.exit_code or 1
     finally:
+        watcher.catch_up()
         rendezvous.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
     return (watcher.exit_code or 1) if result.is_failed() else 0
 
 
@@ -110,6 +110,7 @@ def _elastic_agent(policy: "RestartPolicy", spec: Any, logs: Any) -> Any:
         """torch's agent, asking our policy before every restart."""
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            policy.catch_up()
             result = super()._monitor_workers(worker_group)
             if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
                 policy.failed({rank: failure.exitcode for rank, failure in result.failures.items()})

@@ -6,6 +6,7 @@ checkpoints/latest                     name of the newest complete one
 checkpoints/abandoned/attempt-003/     complete ones that attempt 3 went back behind; nothing reads them
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -37,15 +38,16 @@ def complete_steps(checkpoints: Path) -> list[int]:
 
 
 def publish(unfinished: Path, checkpoints: Path, step: int) -> Path:
-    """Give a finished folder its final name and point `latest` to it; one already there (found corrupt, and now made
-    again) steps aside first. Raises OSError."""
+    """Give a finished folder its final name, which makes it a checkpoint, and point `latest` to it if there is room; one
+    already there (found corrupt, and now made again) steps aside first. Raises OSError."""
     final = complete_path(checkpoints, step)
     fsync_folder(unfinished)
     if final.exists():
         _remove(final)
     os.rename(unfinished, final)
     fsync_folder(checkpoints)
-    _point_latest(checkpoints, step)
+    with contextlib.suppress(OSError):  # it is complete all the same
+        point_latest(checkpoints, step)
     return final
 
 
@@ -77,7 +79,7 @@ def abandon(checkpoints: Path, steps: list[int], attempt: int, newest: int) -> P
         os.rename(source, target)
     fsync_folder(folder)
     fsync_folder(checkpoints)
-    _point_latest(checkpoints, newest)
+    point_latest(checkpoints, newest)
     return folder
 
 
@@ -91,8 +93,13 @@ def remove_unfinished(checkpoints: Path) -> list[str]:
     return names
 
 
-def _point_latest(checkpoints: Path, step: int) -> None:
-    write_atomic(checkpoints / LATEST, complete_path(checkpoints, step).name + "\n")
+def point_latest(checkpoints: Path, step: int) -> None:
+    """Let `latest` name the checkpoint of `step`, unless it does. Raises OSError."""
+    path, content = checkpoints / LATEST, complete_path(checkpoints, step).name + "\n"
+    with contextlib.suppress(OSError):
+        if path.read_text(encoding="utf-8", errors="replace") == content:
+            return
+    write_atomic(path, content)
 
 
 def _remove(folder: Path) -> None:

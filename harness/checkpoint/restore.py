@@ -57,13 +57,13 @@ def restore(
     for step in choice.usable:
         folder = folders.complete_path(checkpoints, step)
         started = time.perf_counter()
-        manifest, metadata, problem = _open(folder, verify, group, reports.rank)
+        manifest, metadata, problem = _open(folder, verify, group, reports)
         checked = time.perf_counter()
         if problem is None:
             assert manifest is not None and metadata is not None
             _refuse_others(folder, manifest, identity, lineage)
             there = _readable(state, metadata)
-            problem = _read(folder, there, metadata, group)
+            problem = _read(folder, there, metadata, group, reports)
         if problem is None:
             assert manifest is not None
             if absent is not None:
@@ -126,10 +126,10 @@ def _go_back(
 
 
 def _open(
-    folder: Path, verify: bool, group: dist.ProcessGroup, rank: int
+    folder: Path, verify: bool, group: dist.ProcessGroup, reports: Reports
 ) -> tuple[Manifest | None, Metadata | None, str | None]:
     """Check manifest and files, each rank its share of them: (manifest, metadata, the first problem of any rank)."""
-    manifest, metadata, problem = None, None, None
+    manifest, metadata, problem, rank = None, None, None, reports.rank
     try:
         manifest = Manifest.read(folder)
         check_sizes(folder, manifest)
@@ -141,6 +141,7 @@ def _open(
                 )
             for record in tqdm(own, f"checking {folder.name}", unit="file", disable=rank != 0 or len(own) < 8):
                 check_file(folder, record)
+                reports.board.progress()
         metadata = read_metadata(folder, {record.name for record in manifest.files})
     except CorruptCheckpoint as error:
         problem = str(error)
@@ -157,9 +158,10 @@ def _readable(state: State, metadata: Metadata) -> State:
     }
 
 
-def _read(folder: Path, state: State, metadata: Metadata, group: dist.ProcessGroup) -> str | None:
+def _read(folder: Path, state: State, metadata: Metadata, group: dist.ProcessGroup, reports: Reports) -> str | None:
+    planner = TensorPlanner(on_tensor=reports.board.progress)
     try:
-        dcp_load(state, storage_reader=TensorReader(folder, metadata), planner=TensorPlanner(), process_group=group)
+        dcp_load(state, storage_reader=TensorReader(folder, metadata), planner=planner, process_group=group)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {type(cause).__name__}: {cause}"

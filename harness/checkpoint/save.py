@@ -21,7 +21,7 @@ from harness.checkpoint import folders
 from harness.checkpoint.manifest import FileRecord, Manifest, describe_file
 from harness.checkpoint.reports import Reports, SaveResult
 from harness.checkpoint.state import State, copy_to_cpu
-from harness.checkpoint.storage import METADATA, TensorWriter
+from harness.checkpoint.storage import METADATA, TensorWriter, WatchedPlanner
 from harness.data.lineage import Lineage
 from harness.run.folder import RunFolder
 
@@ -51,6 +51,8 @@ class Saver:
         self.identity = identity
         self._keep = keep
         self._in_background = in_background
+        self._blocks = not in_background
+        """Whether the rank's main thread waits for the save: its progress is then the rank's."""
         self._reports = reports
         self._lineage = lineage or Lineage()
         self._thread: threading.Thread | None = None
@@ -83,7 +85,9 @@ class Saver:
     def wait(self) -> SaveResult | None:
         """Wait for the save under way, if any; how the newest one ended. Raises what killed it where a rank was lost."""
         if self._thread is not None:
+            self._blocks = True
             self._thread.join()
+            self._blocks = not self._in_background
             self._thread = None
         if self._died is not None:
             raise RuntimeError("saving stopped in the middle") from self._died
@@ -105,6 +109,7 @@ class Saver:
         started = time.perf_counter()
         error, files = self._write(state, folder)
         written = time.perf_counter()
+        self._progress()
         gathered: list[tuple[str | None, list[FileRecord]]] = [(None, [])] * dist.get_world_size(self.group)
         dist.all_gather_object(gathered, (error, files), group=self.group)
         error = next((found for found, _ in gathered if found is not None), None)
@@ -115,7 +120,7 @@ class Saver:
 
         outcome: list[Any] = [None]
         if self._reports.rank == 0:
-            outcome[0] = self._finish(folder, error, commit)
+            outcome[0] = self._finish(folder, step, error, commit)
         dist.broadcast_object_list(outcome, src=0, group=self.group)
         error, fenced = outcome[0]
         return SaveResult(
@@ -131,7 +136,8 @@ class Saver:
         """Write and checksum this rank's part. Collective: a failure on one rank ends it on all."""
         rank = self._reports.rank
         try:
-            dcp_save(state, storage_writer=TensorWriter(folder), process_group=self.group)
+            planner = WatchedPlanner(self._progress)
+            dcp_save(state, storage_writer=TensorWriter(folder), planner=planner, process_group=self.group)
             names = [path for path in folder.glob(f"__{rank}_*") if path.is_file()]
             if rank == 0:
                 names.append(folder / METADATA)
@@ -141,20 +147,34 @@ class Saver:
         except OSError as error:
             return _describe(rank, error), []
 
-    def _finish(self, folder: Path, error: str | None, commit: Callable[[], None]) -> tuple[str | None, bool]:
+    def _finish(
+        self, folder: Path, step: int, error: str | None, commit: Callable[[], None]
+    ) -> tuple[str | None, bool]:
         """Rank 0: make it a checkpoint, or leave nothing. (why not, whether a newer attempt forbids it)."""
-        newest = self._run.newest_attempt()
-        fenced = newest is not None and newest > self._attempt
-        if fenced:
-            error = f"attempt {newest} of this run has started; attempt {self._attempt} must not write any more"
-        if error is None:
-            try:
+        fenced = False
+        try:
+            newest = self._run.newest_attempt()
+            fenced = newest is not None and newest > self._attempt
+            if fenced:
+                error = f"attempt {newest} of this run has started; attempt {self._attempt} must not write any more"
+            if error is None:
                 commit()
-                return None, False
-            except OSError as failure:
-                error = _describe(0, failure)
-        shutil.rmtree(folder, ignore_errors=True)
+        except OSError as failure:  # ESTALE from a listing, as well as a full disk
+            error = _describe(0, failure)
+        if error is None:
+            self._tidy(step)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # or what is half written would fill the disk itself
         return error, fenced
+
+    def _tidy(self, step: int) -> None:
+        """Remove what the new checkpoint replaces. It is complete, whatever fails here."""
+        checkpoints = self._run.checkpoints_dir
+        try:
+            folders.prune(checkpoints, step, self._keep)
+            folders.point_latest(checkpoints, step)  # in case there was no room for it before
+        except OSError as error:
+            print(f"checkpoint of step {step} is complete, but {checkpoints} can't be tidied up: {error}", flush=True)
 
     def _commit(self, folder: Path, step: int, tokens: int, files: list[FileRecord]) -> None:
         skips, changes = self._lineage.history(step)
@@ -172,7 +192,10 @@ class Saver:
         )
         manifest.write(folder)
         folders.publish(folder, self._run.checkpoints_dir, step)
-        folders.prune(self._run.checkpoints_dir, step, self._keep)
+
+    def _progress(self) -> None:
+        if self._blocks:
+            self._reports.board.progress()
 
 
 def _first_failure(error: CheckpointException) -> str:

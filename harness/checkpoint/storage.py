@@ -7,14 +7,14 @@ unpickled, and only tensors are read.
 
 import io
 import pickle
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -94,6 +94,18 @@ class TensorWriter(FileSystemWriter):
             raise OSError(cause.errno, cause.strerror, str(self.path)) from error
 
 
+class WatchedPlanner(DefaultSavePlanner):
+    """torch's planner for writing, which tells of each tensor, or part of one, that is about to be written."""
+
+    def __init__(self, on_tensor: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_tensor = on_tensor
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        self._on_tensor()
+        return super().resolve_data(write_item)
+
+
 class TensorReader(FileSystemReader):
     """torch's reader with metadata that `read_metadata` has checked."""
 
@@ -107,6 +119,14 @@ class TensorReader(FileSystemReader):
 
 class TensorPlanner(DefaultLoadPlanner):
     """torch's planner for tensors only."""
+
+    def __init__(self, on_tensor: Callable[[], None] = lambda: None) -> None:
+        """`on_tensor` is called after each tensor, or part of one, that was read."""
+        super().__init__()
+        self._on_tensor = on_tensor
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        self._on_tensor()
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
         raise CorruptCheckpoint(f"{read_item.dest_index.fqn} is not a tensor: not loaded")

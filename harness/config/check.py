@@ -85,6 +85,12 @@ def _check_ranges(config: RootConfig) -> Iterator[str]:
         "monitor.port": config.monitor.port,
         "monitor.canary_seconds": config.monitor.canary_seconds,
     }
+    for key, seconds in (
+        ("cluster.hang_seconds", config.cluster.hang_seconds),
+        ("cluster.planned_hang_seconds", config.cluster.planned_hang_seconds),
+    ):
+        if not seconds > 0:
+            yield f"{key}={seconds}: must be positive"
     for key, number in not_negative.items():
         if not 0 <= number < float("inf"):
             yield f"{key}={number}: must be finite and not negative"

@@ -139,7 +139,12 @@ class ClusterConfig:
     max_restarts_without_progress: int = 3
     """Restarts in a row without one new finished step, after which the run ends and says why."""
     hang_seconds: float = 900.0
-    """No finished step for this long: the agent prints every rank's stack and restarts the ranks."""
+    """No sign of progress for this long while training or validating (a step, a validated batch): the agent prints every
+    rank's stack, looks again, and restarts the ranks. Waiting for data counts; what `planned_hang_seconds` covers does not."""
+    planned_hang_seconds: float = 1800.0
+    """The same for what takes long by nature: start-up, restoring, compiling (the first step, the first batch of a
+    validation), saving, writing a profile. Each is measured from its own last sign of progress, such as a file checked, a
+    tensor read or the next stage of a save. Set it above the longest single write of a checkpoint's file."""
 
 
 @dataclass

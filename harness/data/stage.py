@@ -15,9 +15,12 @@ from harness.data.stage_copy import Busy, Copier, Damaged, NoRoom, Origin, Origi
 from harness.data.stage_plan import StageFile
 from harness.data.stage_status import StageState, StageStatus, write_status
 from harness.data.token_files import source_key
+from harness.run.files import keep_trying
 from harness.text import bytes_text
 
 STATUS_SECONDS = 1.0
+LAST_STATUS_SECONDS = 600.0
+"""How long a stager whose disk is full tries to say how it ended."""
 RATE_SECONDS = 30.0
 """The speed that is told is that of the last so many seconds."""
 TRIES = 3
@@ -212,8 +215,22 @@ class Stager:
         status.problems = list(self._failed.values())[:PROBLEMS_TOLD]
         if left:
             status.problems.append(no_room_text(self._stage_to, left, status.bytes_missing, self._room.keep_free))
-        write_status(self._status_path, status)
+        self._write_status()
         tell(status)
+
+    def _write_status(self) -> None:
+        """On a full disk the next status may find room; the last one waits for it, since the agent waits for that."""
+        patience = LAST_STATUS_SECONDS if self.status.over else 0.0
+        try:
+            keep_trying(
+                lambda: write_status(self._status_path, self.status),
+                str(self._status_path),
+                patience,
+                self._stop.is_set,
+            )
+        except OSError as error:
+            if self.status.over:
+                print(f"could not write {self._status_path}: {error}", flush=True)
 
 
 def make_stage_folder(stage_to: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.arguments import add_overrides
 from harness.data.errors import DataError
+from harness.system.output import keep_printing
 
 if TYPE_CHECKING:
     from harness.config.schema import RootConfig
@@ -61,6 +62,8 @@ Exit code: 0 all is there, 1 something is not (no room, damaged, unreadable), 2 
 
 def run(options: argparse.Namespace) -> int:
     """Stage; the exit code. Raises DataError."""
+    if "HARNESS_ATTEMPT" in os.environ:  # started by an agent: a full disk under its log must not stop the copying
+        keep_printing()
     job = _job(options)
     if options.dry_run:
         from harness.data.stage_estimate import estimate
@@ -148,12 +151,16 @@ class _Staging:
         try:
             make_stage_folder(job.stage_to)
             path = status_path(job.stage_to, job.config.run.name, _node())
-            write_status(path, StageStatus(pid=os.getpid(), started=time.time(), updated=time.time()))
+            with contextlib.suppress(OSError):  # a full disk: the next status may find room
+                write_status(path, StageStatus(pid=os.getpid(), started=time.time(), updated=time.time()))
             try:
                 return self._stage(_files(job), path)
             except DataError as error:
                 problems = str(error).splitlines()
-                write_status(path, StageStatus(StageState.failed, os.getpid(), updated=time.time(), problems=problems))
+                with contextlib.suppress(OSError):
+                    write_status(
+                        path, StageStatus(StageState.failed, os.getpid(), updated=time.time(), problems=problems)
+                    )
                 raise
         except DataError as error:
             self._ledger("stage_failed", why=str(error), bytes=0, seconds=0.0)

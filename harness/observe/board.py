@@ -5,13 +5,17 @@ at scrape time. No locks: each cell has one writer, and an aligned 8-byte store 
 The file survives the rank: counters go on across restarts inside one attempt, and a dead rank's last words can be read.
 """
 
+import errno
 import json
 import mmap
 import os
+import time
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
+
+from harness.system.processes import Process
 
 READ_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of harness_data_read_seconds; part of the metrics contract."""
@@ -41,12 +45,31 @@ class RankState(IntEnum):
     """All steps are done, or the run has stopped early; saved."""
 
 
+class Activity(IntEnum):
+    """What a rank's main thread is at. How long each may show no sign of progress: `harness.agent.hang`."""
+
+    starting = 0
+    """Joining the others, opening the data, building the model."""
+    restoring = 1
+    """Reading a checkpoint, or initialising the weights."""
+    compiling = 2
+    """The first step or the first batch of a validation, in which kernels are compiled."""
+    waiting_for_data = 3
+    stepping = 4
+    validating = 5
+    saving = 6
+    """Writing a checkpoint, copying what a save in the background writes, or waiting for room for the last one."""
+    recording = 7
+    """A profile or memory snapshot that somebody has asked for."""
+
+
 SCALARS = (
-    "pid", "restart", "state", "step", "steps_total", "tokens_total", "last_step_time", "start_time",
+    "pid", "pid_started", "restart", "state", "step", "steps_total", "tokens_total", "last_step_time", "start_time",
     "loss", "grad_norm", "learning_rate", "nonfinite_total", "skipped_total", "planned_pause",
     "expected_tokens_per_second", "expected_step_seconds", "mfu", "compute_seconds", "comm_wait_seconds",
     "queue_batches", "loader_cpu_seconds", "ckpt_bytes_total", "ckpt_failures_total", "ckpt_last_success_time",
-    "ckpt_last_success_step", "stop_request",
+    "ckpt_last_success_step", "stop_request", "activity", "activity_since", "progress_time", "pause_ends",
+    "lines_waiting", "lines_lost",
 )  # fmt: skip
 VECTORS = {
     "phase_seconds": len(PHASES),
@@ -64,7 +87,7 @@ HISTOGRAMS = {  # name -> (rows, upper bounds)
     "restore": (len(RESTORE_STAGES), CKPT_BUCKETS),
     "gc": (3, GC_BUCKETS),
 }
-MAGIC = 7301002.0
+MAGIC = 7301003.0
 """First cell of every board; changes with the layout, so that an agent never misreads another version's board."""
 
 
@@ -83,6 +106,7 @@ def _layout() -> tuple[dict[str, int], int]:
 
 
 OFFSETS, CELLS = _layout()
+BOARD_BYTES = CELLS * 8
 
 
 @dataclass(frozen=True)
@@ -116,16 +140,18 @@ class Board:
 
     @classmethod
     def open_for_write(cls, path: Path) -> "Board":
-        """Map `path`, creating it if need be; counters of an earlier process of this rank are kept."""
+        """Map `path`, creating it if need be; counters of an earlier process of this rank are kept.
+
+        Raises OSError if there is no room for it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(fd, CELLS * 8)
-            board = cls(path, memoryview(mmap.mmap(fd, CELLS * 8)).cast("d"))
+            _allocate(fd, BOARD_BYTES)
+            board = cls(path, memoryview(mmap.mmap(fd, BOARD_BYTES)).cast("d"))
         finally:
             os.close(fd)
         if board._cells[0] != MAGIC:
-            board._cells[:] = memoryview(bytes(CELLS * 8)).cast("d")
+            board._cells[:] = memoryview(bytes(BOARD_BYTES)).cast("d")
             board._cells[0] = MAGIC
         return board
 
@@ -134,14 +160,30 @@ class Board:
         """Map an existing board. Raises FileNotFoundError, or ValueError for anything but a board of this version."""
         fd = os.open(path, os.O_RDWR)
         try:
-            if os.fstat(fd).st_size != CELLS * 8:
+            if os.fstat(fd).st_size != BOARD_BYTES:
                 raise ValueError(f"{path} is not a board of this version")
-            board = cls(path, memoryview(mmap.mmap(fd, CELLS * 8)).cast("d"))
+            board = cls(path, memoryview(mmap.mmap(fd, BOARD_BYTES)).cast("d"))
         finally:
             os.close(fd)
         if board._cells[0] != MAGIC:
             raise ValueError(f"{path} is not a board of this version")
         return board
+
+    def begin(self, activity: Activity) -> None:
+        """From now on the rank's main thread does this, which is progress too."""
+        now = time.time()
+        self.set("activity", activity)
+        self.set("activity_since", now)
+        self.set("progress_time", now)
+
+    def progress(self) -> None:
+        """The rank has got further in what it does: a batch validated, a file checked, a tensor read."""
+        self.set("progress_time", time.time())
+
+    @property
+    def process(self) -> Process:
+        """The process that has written here last."""
+        return Process(int(self.get("pid")), self.get("pid_started"))
 
     def get(self, name: str, index: int = 0) -> float:
         return self._cells[OFFSETS[name] + index]
@@ -179,3 +221,13 @@ class Board:
             return [ReadKey(**key) for key in json.loads(self.path.with_suffix(".keys").read_text())]
         except (FileNotFoundError, ValueError):
             return []
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Give the file its size and its room: a page of a sparse file that a full tmpfs can't back kills who touches it."""
+    os.ftruncate(fd, size)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that can't reserve room
+            raise

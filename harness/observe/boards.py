@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class BoardsCollector:
         if boards:
             yield from _phase_metrics(boards)
             yield from _checkpoint_metrics(list(boards.values()))
+            yield from _line_metrics(list(boards.values()))
             yield _gc_pauses(list(boards.values()))
             yield from self._reads.collect(boards)
 
@@ -117,10 +119,28 @@ def _run_metrics(board: Board) -> Iterable[Metric]:
     if board.get("step") or board.get("state") >= RankState.training:  # 0 before a restore would be wrong
         yield GaugeMetricFamily("harness_train_step", "Global step; survives restarts", value=board.get("step"))
     pause = "1 during start-up, evaluation and planned pauses, and one rate window longer"
-    yield GaugeMetricFamily("harness_train_planned_pause", pause, value=board.get("planned_pause"))
+    yield GaugeMetricFamily("harness_train_planned_pause", pause, value=_pauses(board))
     steps = HistogramMetricFamily("harness_train_step_seconds", "Wall time of a step")
     add_histogram(steps, [], board.histogram("step"))
     yield steps
+
+
+def _pauses(board: Board) -> bool:
+    """Whether a planned pause lasts or ended a moment ago. `pause_ends` holds even if no step comes after it to say so."""
+    ends = board.get("pause_ends")
+    return bool(board.get("planned_pause")) and (not ends or time.time() < ends)
+
+
+def _line_metrics(boards: list[Board]) -> Iterable[Metric]:
+    """Lines of the run's files that this node's ranks could not write."""
+    text = "Lines of the ledger, metrics.jsonl and the like that wait for room on the disk"
+    yield GaugeMetricFamily(
+        "harness_run_lines_waiting", text, value=sum(board.get("lines_waiting") for board in boards)
+    )
+    text = "Lines of these files that are gone"
+    yield CounterMetricFamily(
+        "harness_run_lines_lost_total", text, value=sum(board.get("lines_lost") for board in boards)
+    )
 
 
 def _phase_metrics(boards: dict[int, Board]) -> Iterable[Metric]:

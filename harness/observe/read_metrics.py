@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class ReadMetrics:
         oldest = dict.fromkeys(mounts, 0.0)
         now = time.time()
         for rank, board in boards.items():
-            if not _alive(int(board.get("pid"))):
+            if board.get("pid") and not board.process.alive:  # not said: believe the board
                 continue
             keys = self._ranks[rank].keys or []
             for slot in range(MAX_IN_FLIGHT):
@@ -124,15 +123,3 @@ def _by_source(rows: dict[ReadKey, list[tuple[Board, int]]]) -> Iterable[Metric]
         size.add_metric(names, sum(board.get("read_bytes", row) for board, row in places))
         slow.add_metric(names, sum(board.get("slow_reads", row) for board, row in places))
     return seconds, size, slow
-
-
-def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return True  # not said: believe the board
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

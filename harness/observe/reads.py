@@ -25,7 +25,13 @@ class BoardReads:
         self._writer: threading.Thread | None = None
 
     def register(self, keys: list[tuple[str, str]]) -> None:
-        self._board.write_read_keys([ReadKey(mount, source) for mount, source in keys])
+        try:
+            self._board.write_read_keys([ReadKey(mount, source) for mount, source in keys])
+        except OSError as error:  # costs the names of the reads in the metrics, and no training
+            print(
+                f"can't write beside {self._board.path}: {error}; the metrics will not show this rank's reads",
+                flush=True,
+            )
         for slot in range(MAX_IN_FLIGHT):  # an earlier process of this rank may have died inside a read
             self._board.set("in_flight_since", 0.0, slot)
 

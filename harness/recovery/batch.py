@@ -26,6 +26,7 @@ from harness.run.attempt import Attempt, load, log_path, read_outcome, silent_no
 from harness.run.exit_codes import BATCH_CODES, JOB_FAILED, NOT_RETRIED
 from harness.run.folder import RunFolder
 from harness.run.node import Node, this_node
+from harness.system.output import keep_printing
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("runs inside a Slurm batch script only: SLURM_JOB_ID is not set")
+    keep_printing()
     code = run_job(RunFolder(options.run))
     return code if code in BATCH_CODES else JOB_FAILED
 

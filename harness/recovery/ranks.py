@@ -1,5 +1,6 @@
 """When ranks have died: whether they start again inside the job, and what the ledger says of it."""
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,6 @@ class RestartPolicy:
 
     def __init__(self, run: RunFolder, ledger: Ledger, boards: Path, head: bool, limit: int) -> None:
         self._run, self._ledger, self._boards, self._head, self._limit = run, ledger, boards, head, limit
-        self._unwritten: list[dict[str, Any]] = []
         self._failure = ""
         self.exit_code = 0
         """Not 0: ranks are not started again, and the launcher ends with it."""
@@ -44,15 +44,20 @@ class RestartPolicy:
             record = self._restart()
             if decision.wait_seconds:
                 record["wait_seconds"] = decision.wait_seconds
-            (self._boards / "hang").unlink(missing_ok=True)
-            if not self._ledger.write(**record):
-                self._unwritten.append(record)  # on a full disk restarts count as well
+            with contextlib.suppress(OSError):
+                (self._boards / "hang").unlink(missing_ok=True)
+            self._ledger.write(**record)
         self._failure = ""
         print(f"restarting the ranks at {time.strftime('%H:%M:%S')}", flush=True)
         return decision.wait_seconds
 
+    def catch_up(self) -> None:
+        """Record what could not be recorded so far; costs nothing otherwise."""
+        self._ledger.catch_up()
+
     def _decide(self, fatal_exit: int | None) -> Decision:
-        events = [*self._run.events(), *self._unwritten, self._restart()] if self._head else []
+        # on a full disk restarts count as well
+        events = [*self._run.events(), *self._ledger.unwritten(), self._restart()] if self._head else []
         facts = Facts(
             Moment.ranks_failed, self._limit, budget(events), self._reason(), self._failure, fatal_exit=fatal_exit
         )

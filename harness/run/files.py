@@ -1,13 +1,20 @@
 """Writing files so that a reader never sees half of one, whatever is killed when."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+MOST_PAUSE_SECONDS = 15.0
+"""Longest wait between two tries of `keep_trying`."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -20,7 +27,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that has gone read-only keeps the draft
+            temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
@@ -39,19 +47,54 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write, under a lock where the file system has locks, so that lines of several
-    writers never mix. Raises OSError."""
-    line = (json.dumps(record) + "\n").encode()
+    """`append_lines` of one JSON object."""
+    append_lines(path, (json.dumps(record) + "\n").encode())
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines: all of them or, if this raises OSError, none.
+
+    Under a lock if the file system has locks, so that lines of several writers never mix."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):  # a mount without locks: O_APPEND alone must do
             fcntl.lockf(fd, fcntl.LOCK_EX)
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a writer was killed inside its line: keep ours whole
-        os.write(fd, line)
+            lines = b"\n" + lines  # a writer was killed inside its line: keep ours whole
+        if os.write(fd, lines) < len(lines):  # the disk is full, and has taken a part
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(fd)
+
+
+def keep_trying(
+    write: Callable[[], Result], what: str, seconds: float, ended: Callable[[], bool] = lambda: False
+) -> Result:
+    """Call `write` again and again while it raises OSError: a full disk, a lost quota or a dead mount is often mended.
+
+    Waits longer each time (1 to 15 s) and says so on stdout. `what` names what is written. Raises the last error once
+    `seconds` have passed, or `ended()` says that nobody can wait any longer.
+    """
+    deadline, pause, failed = time.monotonic() + seconds, 1.0, False
+    while True:
+        try:
+            result = write()
+        except OSError as error:
+            if time.monotonic() >= deadline or ended():
+                raise
+            if not failed:
+                print(f"can't write {what}: {error}; trying again for up to {seconds:,.0f} s", flush=True)
+            failed = True
+        else:
+            if failed:
+                print(f"wrote {what}", flush=True)
+            return result
+        wake = min(time.monotonic() + pause, deadline)
+        while (left := wake - time.monotonic()) > 0 and not ended():
+            time.sleep(min(left, 0.2))
+        pause = min(2 * pause, MOST_PAUSE_SECONDS)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

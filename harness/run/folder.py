@@ -22,7 +22,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness.config.schema import RootConfig
-from harness.run.files import append_json_line, read_json, read_json_lines, tail_json_lines, write_atomic, write_json
+from harness.run.files import read_json, read_json_lines, tail_json_lines, write_atomic, write_json
+from harness.run.journal import journal, journals_in
 
 
 class RunFolderError(Exception):
@@ -193,7 +194,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Appends events to events.jsonl. Losing an event must never stop training, so a full disk only loses the line."""
+    """Appends events to events.jsonl. Nothing here raises OSError: what can't be written now waits, see `harness.run.journal`."""
 
     path: Path
     attempt: int | None
@@ -204,12 +205,23 @@ class Ledger:
         record = {"time": round(time.time(), 3), "event": event, "attempt": self.attempt, "step": step}
         if self.node is not None:
             record["node"] = self.node
-        try:
-            append_json_line(self.path, {**record, **fields})
-        except OSError as error:
-            print(f"could not write event {event} to {self.path}: {error}", flush=True)
-            return False
-        return True
+        return journal(self.path).write({**record, **fields})
+
+    def unwritten(self) -> list[dict[str, Any]]:
+        """Events that this process could not write so far, oldest first: they are not in `RunFolder.events`."""
+        return journal(self.path).unwritten()
+
+    def catch_up(self, step: int | None = None) -> bool:
+        """Try again to write this process's lines that wait, in any file of the run, and say which gaps are over (the event `disk_full`).
+
+        Returns whether nothing waits any more. Costs nothing while nothing waits."""
+        journals = journals_in(self.path.parent)
+        done = [one.flush() for one in journals if one.waiting]
+        for gap in [gap for one in journals for gap in one.take_gaps()]:
+            why = f"{gap.path.name} could not be written: {gap.why}; {gap.late} lines were late, {gap.lost} are lost"
+            times = {"since": round(gap.since, 3), "until": round(gap.until, 3)}
+            self.write("disk_full", step, file=gap.path.name, late=gap.late, lost=gap.lost, **times, why=why)
+        return all(done)
 
 
 def config_as_dict(config: RootConfig) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.run.files import append_json_line
+from harness.run.files import append_lines
 from harness.run.folder import RunFolder
+from harness.run.journal import journal
 from harness.text import duration_text
 
 
@@ -70,7 +71,7 @@ class StepLog:
         }
         if skipped is not None:
             record["skipped"] = skipped
-        _write(self._path, record)
+        journal(self._path).write(record)
         left = (self._steps - step) * elapsed / self._count
         print(
             f"step {step:>{self._width}}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  lr {lr:.2e}  "
@@ -87,13 +88,13 @@ def write_validation(run: RunFolder, step: int, *, tokens: int, loss: float, sec
 
     Rank 0 only."""
     facts = {"tokens": tokens, "loss": _finite(loss), "seconds": seconds, "time": time.time()}
-    _write(run.validation_path, {"step": step, **facts})
+    journal(run.validation_path).write({"step": step, **facts})
 
 
 def write_stats(run: RunFolder, step: int, stats: Mapping[str, float]) -> None:
     """Append `stats` (name -> figure) of a step to stats.jsonl. Rank 0 only."""
     figures = {name: _finite(value) for name, value in stats.items()}
-    _write(run.stats_path, {"step": step, **figures, "time": time.time()})
+    journal(run.stats_path).write({"step": step, **figures, "time": time.time()})
 
 
 def drop_after(path: Path, step: int, folder: Path) -> int:
@@ -122,21 +123,9 @@ def drop_after(path: Path, step: int, folder: Path) -> int:
     dropped = [line.decode(errors="replace").rstrip("\n") for line in lines[kept:]]
     if dropped:
         folder.mkdir(parents=True, exist_ok=True)
-        _append(folder / f"superseded_{path.name}", dropped)
+        append_lines(folder / f"superseded_{path.name}", "".join(line + "\n" for line in dropped).encode())
         os.truncate(path, begin + sum(len(line) for line in lines[:kept]))
     return len(dropped)
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    try:
-        append_json_line(path, dict(record))
-    except OSError as error:  # a full disk must not end training
-        print(f"could not write step {record['step']} to {path}: {error}", flush=True)
-
-
-def _append(path: Path, lines: list[str]) -> None:
-    with open(path, "a", encoding="utf-8") as f:
-        f.writelines(line + "\n" for line in lines)
 
 
 def _step_of(line: bytes) -> float:

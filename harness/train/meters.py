@@ -2,13 +2,15 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from harness.observe.board import PHASES, Board, RankState
+from harness.observe.board import PHASES, Activity, Board, RankState
+from harness.system.processes import started
 
 RATE_WINDOW = 60.0
-"""Seconds for which the start stays a planned pause after its end, so that a rate over this window sees none of it."""
+"""Seconds for which a planned pause is held after its end, so that a rate over this window sees none of it."""
 
 
 class PhaseClock:
@@ -75,23 +77,48 @@ class GcMeter:
 
 def start_board(board: Board, pid: int, restart: int) -> None:
     """Say that this process has taken over the board."""
+    board.begin(Activity.starting)
     board.set("state", RankState.starting)
     board.set("planned_pause", 1.0)
-    board.set("pid", pid)
+    board.set("pause_ends", 0.0)
     board.set("restart", restart)
     board.set("start_time", time.time())
+    board.set("pid", pid)  # last: from here on the agent takes the cells above for this process's
+    board.set("pid_started", started(pid) or 0.0)
 
 
 class PlannedPause:
-    """Holds the start-up pause until one rate window after the first step."""
+    """Says on the board when training pauses as planned: at the start, and whenever `during` says so.
+
+    The pause stands until one rate window after the first step that follows it, so that a rate over this window sees none
+    of it, and no longer than two windows if no step follows.
+    """
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._until: float | None = None
 
+    @contextmanager
+    def during(self, activity: Activity) -> Iterator[None]:
+        """A pause in which the rank does `activity`."""
+        self.begin(activity)
+        try:
+            yield
+        finally:
+            self._until = None
+            self._board.set("pause_ends", time.time() + 2 * RATE_WINDOW)
+            self._board.begin(Activity.stepping)
+
+    def begin(self, activity: Activity) -> None:
+        """A pause that the run does not come back from, or that `during` ends."""
+        self._board.set("pause_ends", 0.0)
+        self._board.set("planned_pause", 1.0)
+        self._board.begin(activity)
+
     def step_done(self, now: float) -> None:
         """`now` on a monotonic clock."""
         if self._until is None:
             self._until = now + RATE_WINDOW
+            self._board.set("pause_ends", time.time() + RATE_WINDOW)
         elif now >= self._until:
             self._board.set("planned_pause", 0.0)

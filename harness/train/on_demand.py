@@ -100,6 +100,11 @@ class OnDemand:
         if rank == 0:
             self._remove_notice()  # of a process that died
 
+    @property
+    def recording(self) -> bool:
+        """Whether the step under way is being recorded."""
+        return self._recorder is not None
+
     def step_begin(self, step: int) -> None:
         """Called before each step: looks for a request, and starts to record where `step` is the one to start with."""
         try:

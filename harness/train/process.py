@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.run.parent import die_with
+from harness.system.output import keep_printing
 from harness.train.exits import BadConfig
 
 
@@ -52,6 +53,7 @@ class Place:
 
 def prepare_process() -> None:
     """Set up signals and the tie to the launcher. To be called before the slow imports, and raises nothing."""
+    keep_printing()  # a full disk under the log must not end training
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to every process; the agent acts on it
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the agent asks for stacks with it
     faulthandler.enable()

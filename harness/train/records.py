@@ -8,6 +8,7 @@ import torch
 from harness.config.schema import NonFinitePolicy
 from harness.data.skips import Skips
 from harness.model.family import flops_per_token
+from harness.run.journal import lines_lost, lines_waiting
 from harness.train.exits import NotFinite
 from harness.train.log import StepLog, write_stats
 from harness.train.meters import PlannedPause
@@ -48,7 +49,8 @@ class Records:
         self._log = (
             StepLog(trainer.run, config.train.steps, config.train.log_every) if trainer.place.rank == 0 else None
         )
-        self._pause = PlannedPause(trainer.board)
+        self.pause = PlannedPause(trainer.board)
+        """Says when training pauses as planned."""
         self._calibrator = Calibrator(trainer.run.calibration_path, world, self._tokens_per_step, config.train.steps)
         name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else ""
         peak = peak_flops(name)
@@ -112,7 +114,16 @@ class Records:
         board.set("learning_rate", done.lr)
         if self._mfu_per_rate is not None:
             board.set("mfu", self._mfu_per_rate * self._tokens_per_step / done.seconds)
-        self._pause.step_done(time.monotonic())
+        board.progress()
+        self.pause.step_done(time.monotonic())
+        self.catch_up(done.step)
+
+    def catch_up(self, step: int) -> bool:
+        """Try again to write lines that could not be written; whether none waits any more. The board says how many."""
+        board, done = self._t.board, self._t.reports.ledger.catch_up(step)
+        board.set("lines_waiting", lines_waiting(self._t.run.path))
+        board.set("lines_lost", lines_lost(self._t.run.path))
+        return done
 
     def _report_mixture(self, done: Settled) -> None:
         """Say when the mixture changes, which only `data.change_at` can do."""

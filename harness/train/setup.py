@@ -25,7 +25,7 @@ from harness.data.skips import Skips
 from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
 from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
-from harness.observe.board import Board, RankState, board_path
+from harness.observe.board import Activity, Board, RankState, board_path
 from harness.observe.reads import BoardReads
 from harness.optim.ema import Ema
 from harness.optim.optimizer import Optimizer, build_optimizer
@@ -83,6 +83,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     start_board(board, os.getpid(), place.restart)
     clock = PhaseClock(board)
     device = init_distributed(config, place)
+    board.progress()
     attempt = _own_attempt(run, place)
     reports = Reports(board, run.ledger(attempt, place.node), place.rank)
     try:
@@ -99,6 +100,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
     if place.rank == 0:
         print("\n".join(built.remarks), end="\n" * bool(built.remarks), flush=True)
     board.set("state", RankState.restoring)
+    board.begin(Activity.restoring)
     lineage = Lineage(Skips(config.train.skip), data.order.changes())
     saver = Saver(
         run,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from harness.observe.board import Activity
 from harness.train.log import write_validation
 from harness.train.setup import Trainer
 from harness.train.validation import EarlyStop, Validation
@@ -58,5 +59,6 @@ class Validator:
             model.evaluate([t.stepper.make_inputs(micro) for micro in micro_batches])
             if (statistics := model.statistics) is not None:
                 total = total + statistics[0] / grid.tp
+            t.board.begin(Activity.validating)  # a batch further, and no longer compiling
         dist.all_reduce(total)
         return float(total) / self._validation.tokens

@@ -51,7 +51,12 @@ class Validation:
             if self._share(dp_size) * self._config.data.seq_len * _BYTES_PER_TOKEN > KEEP_BYTES:
                 yield from self._read(dp_rank, dp_size)
                 return
-            kept = self._kept[dp_rank, dp_size] = list(self._read(dp_rank, dp_size))
+            kept = []
+            for micro_batches in self._read(dp_rank, dp_size):  # handed on as they come, so that progress shows
+                kept.append(micro_batches)
+                yield micro_batches
+            self._kept[dp_rank, dp_size] = kept
+            return
         yield from kept
 
     def _per_list(self) -> int:

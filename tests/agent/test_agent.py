@@ -1,19 +1,22 @@
 """What an agent says at the end, from what its launcher and its ranks have left."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import harness.run.files as files_module
 from harness.agent.agent import Agent
 from harness.agent.data import NodeData, Unready
 from harness.config.compose import compose
-from harness.observe.board import Board, RankState, board_path
-from harness.run.attempt import claim
+from harness.observe.board import Activity, Board, RankState, board_path
+from harness.run.attempt import Attempt, Outcome, claim, read_outcome, silent_nodes
 from harness.run.exit_codes import NONFINITE, OK
 from harness.run.folder import RunFolder
 from harness.run.node import Node
+from harness.train.meters import start_board
 
 
 @pytest.fixture
@@ -80,6 +83,67 @@ def test_an_attempt_that_ends_before_its_ranks_start(
     assert outcome is not None
     assert (outcome.state, outcome.reason, outcome.exit_code, outcome.final) == (state, reason, code, False)
     assert unready is None or outcome.why == unready.why
+
+
+def training(agent: Agent) -> Board:
+    """The board of a rank that trains, which is this process."""
+    board = Board.open_for_write(board_path(agent._boards_dir, 0))
+    start_board(board, os.getpid(), 0)
+    board.set("state", RankState.training)
+    board.set("progress_time", 1.0)
+    return board
+
+
+def test_ranks_that_get_further_while_their_stacks_are_printed_are_left_alone(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = training(agent)
+    monkeypatch.setattr(agent._hang, "print_stacks", lambda boards: board.progress())
+    monkeypatch.setattr(agent._hang, "kill", lambda boards: pytest.fail("killed"))
+    agent._end_hang([board])
+    assert agent._run.events() == [] and not (agent._boards_dir / "hang").exists()
+
+
+def test_ranks_that_do_not_are_killed_and_the_ledger_says_what_they_were_at(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = training(agent)
+    board.set("activity", Activity.saving)
+    killed: list[Board] = []
+    monkeypatch.setattr(agent._hang, "print_stacks", lambda boards: None)
+    monkeypatch.setattr(agent._hang, "kill", killed.extend)
+    agent._end_hang([board])
+    assert killed == [board] and (agent._boards_dir / "hang").exists()
+    (event,) = agent._run.events()
+    assert event["event"] == "hang"
+    assert "no progress for 1800 s (cluster.planned_hang_seconds); ranks are saving" in event["why"]
+
+
+def test_the_last_word_waits_for_room(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = agent._run, agent._run.attempt_dir(0)
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    run.events_path.mkdir()
+
+    def room_again(seconds: float) -> None:
+        if aside.exists():
+            aside.rename(folder)
+            run.events_path.rmdir()
+
+    monkeypatch.setattr(files_module.time, "sleep", room_again)
+    outcome = Outcome("finished", "", "all 120 steps are done", final=True)
+    agent._leave_word(outcome)
+    assert read_outcome(run, 0) == outcome
+    assert silent_nodes(run, Attempt(0, "7.0", "7", ["n1"], "n1", "", 1, 0.0)) == []
+    assert [event["event"] for event in run.events()] == ["attempt_end", "disk_full"]
+
+
+def test_an_agent_that_was_told_to_die_does_not_wait(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = agent._run.attempt_dir(0)
+    folder.rename(folder.with_name("aside"))
+    agent._on_terminate(0, None)
+    agent._leave_word(Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False))
+    assert "could not write how the attempt ended" in capsys.readouterr().out
 
 
 def test_ranks_start_when_the_data_is_ready(agent: Agent) -> None:

@@ -69,6 +69,8 @@ harness_ckpt_save_seconds                        histogram  stage
 harness_ckpt_restore_seconds                     histogram  stage
 harness_ckpt_bytes_total                         counter
 harness_ckpt_failures_total                      counter
+harness_run_lines_waiting                        gauge
+harness_run_lines_lost_total                     counter
 harness_ckpt_last_success_timestamp_seconds      gauge
 harness_ckpt_last_success_step                   gauge
 harness_gc_pause_seconds                         histogram  generation

@@ -68,13 +68,18 @@ def test_crashes_of_another_nodes_ranks_count_as_well(run: RunFolder) -> None:
 
 
 def test_restarts_count_though_the_ledger_can_not_be_written(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, record: dict[str, object]) -> None:
+    def full(path: Path, lines: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("harness.run.folder.append_json_line", full)
     ours = policy(run)
-    crash_until_the_end(ours, crash)
-    assert ours.exit_code == CRASH_LOOP
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.run.journal.append_lines", full)
+        crash_until_the_end(ours, crash)
+    assert ours.exit_code == CRASH_LOOP and run.events() == []
+    ours.catch_up()  # once there is room: nothing is lost
+    assert [event["event"] for event in run.events() if event["event"] != "rank_failed"] == [
+        "restart", "restart", "gave_up", "disk_full",
+    ]  # fmt: skip
 
 
 def test_each_try_without_progress_waits_longer(run: RunFolder) -> None:

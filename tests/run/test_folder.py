@@ -40,8 +40,26 @@ def test_folder_that_can_not_be_made_names_the_key(tmp_path: Path) -> None:
 def test_a_full_disk_loses_the_event_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     from harness.run.folder import Ledger
 
-    Ledger(Path("/dev/full"), 0).write("checkpoint", step=3)
+    ledger = Ledger(Path("/dev/full"), 0)
+    ledger.write("checkpoint", step=3)
     assert "could not write event checkpoint" in capsys.readouterr().out
+    assert [event["event"] for event in ledger.unwritten()] == ["checkpoint"] and not ledger.catch_up()
+
+
+def test_events_of_a_full_disk_come_late_with_one_that_says_so(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.events_path.mkdir()  # nothing can be appended there
+    ledger = run.ledger(3, "n1")
+    ledger.write("restart", step=20)
+    ledger.write("train_start", step=20)
+    assert [event["event"] for event in ledger.unwritten()] == ["restart", "train_start"]
+    run.events_path.rmdir()
+    assert ledger.catch_up(21)
+    assert [event["event"] for event in run.events()] == ["restart", "train_start", "disk_full"]
+    said = run.events()[-1]
+    assert (said["file"], said["late"], said["lost"], said["step"]) == ("events.jsonl", 2, 0, 21)
+    assert said["since"] <= said["until"] and "Is a directory" in said["why"]
+    assert ledger.catch_up() and len(run.events()) == 3
 
 
 def test_excluded_nodes_stay_excluded(tmp_path: Path) -> None:

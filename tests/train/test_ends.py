@@ -1,5 +1,6 @@
 """Ends that are no success: each with its exit code, an event, and nothing lost."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import harness.train.loop as loop_module
+from harness.checkpoint.folders import complete_steps
 from harness.config.schema import NonFinitePolicy, SourceConfig
-from harness.observe.board import Board, board_path
+from harness.observe.board import Activity, Board, RankState, board_path
 from harness.run import exit_codes as codes
 from harness.run.folder import RunFolder
 from harness.train.setup import Trainer, open_data, start_loader
+from tests.filling import full_disk
 from tests.ranks import exit_codes, start_trainers
 from tests.tiny import losses, tiny_run, write_tokens
 from tests.train.conftest import state_of, train, trainers_of
@@ -169,21 +173,102 @@ def test_disk_full_while_saving_is_survived_and_tried_again(data: Path, tmp_path
     assert list(losses(run)) == list(range(1, len(losses(run)) + 1))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_last_checkpoint_on_a_full_disk_is_an_error_that_says_so(data: Path, tmp_path: Path) -> None:
+def test_last_checkpoint_on_a_full_disk_is_an_error_that_says_so(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop_module, "LAST_SAVE_SECONDS", 0.0)
     run = tiny_run(tmp_path, data=data, steps=2)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(run.checkpoints_dir)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("can't mount a tmpfs here")
-    try:
-        assert exit_codes(start_trainers(run.path, 1, tmp_path)) == [codes.DISK_FULL]
-        assert list(run.checkpoints_dir.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(run.checkpoints_dir)], check=True)
-    printed = (tmp_path / "rank-0.log").read_text()
+    with full_disk(run.checkpoints_dir, kilobytes=400) as disk:
+        assert train(run) == codes.DISK_FULL
+        assert list(disk.folder.iterdir()) == []
+    printed = capsys.readouterr().out
     assert "checkpoint of step 2, the last of this process, could not be written" in printed
     assert "No space left on device" in printed and f"Make room in {run.checkpoints_dir}" in printed
     assert len(losses(run)) == 2
+
+
+def test_last_checkpoint_waits_for_room(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all ranks, with the agent told that this is no hang and the alerts that this is a planned pause."""
+    run = tiny_run(tmp_path, data=data, steps=2)
+    seen: list[tuple[float, float]] = []
+    with full_disk(run.checkpoints_dir, kilobytes=400) as disk:
+
+        def wait(seconds: float) -> None:
+            board = Board.open_for_read(board_path(alone, 0))
+            seen.append((board.get("activity"), board.get("planned_pause")))
+            disk.grow()
+
+        monkeypatch.setattr(loop_module.time, "sleep", wait)
+        assert train(run) == codes.OK
+        assert complete_steps(disk.folder) == [2]
+    assert seen == [(Activity.saving, 1.0)]
+    assert [e["event"] for e in run.events()][-3:] == ["checkpoint_failed", "checkpoint", "finished"]
+
+
+def test_a_run_that_was_asked_to_stop_stops_without_its_checkpoint(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit comes whether the disk is full or not: ended in order, the job starts again."""
+    monkeypatch.setattr(loop_module, "LAST_SAVE_SECONDS", 0.0)
+    run = tiny_run(tmp_path, data=data, steps=200)
+    trainers_of(monkeypatch, lambda trainer: trainer.board.set("stop_request", 1.0))
+    with full_disk(run.checkpoints_dir, kilobytes=400):
+        assert train(run) == codes.OK
+    stopped = run.events()[-1]
+    assert stopped["event"] == "stopped" and "No space left on device" in stopped["why"]
+    assert Board.open_for_read(board_path(alone, 0)).get("state") == RankState.stopped
+
+
+def test_the_board_says_what_a_rank_is_at(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, float]] = []
+    begin = Board.begin
+
+    def watched(board: Board, activity: Activity) -> None:
+        begin(board, activity)
+        now = (activity.name, board.get("planned_pause"))
+        if seen[-1:] != [now]:
+            seen.append(now)
+
+    monkeypatch.setattr(Board, "begin", watched)
+    run = tiny_run(
+        tmp_path, data=data, steps=5, checkpoint__every_steps=4, train__eval_every=2, train__eval_sequences=4,
+        data__validation={"held": SourceConfig(path=str(write_tokens(tmp_path / "held")))},
+    )  # fmt: skip
+    assert train(run) == codes.OK
+    assert seen[:5] == [
+        ("starting", 0.0),
+        ("restoring", 1.0),
+        ("waiting_for_data", 1.0),
+        ("compiling", 1.0),
+        ("waiting_for_data", 1.0),
+    ]
+    validated = [number for number, (name, _) in enumerate(seen) if name == "validating"]
+    assert seen[validated[0] - 1] == ("compiling", 1.0)  # the first batch; later validations have nothing to compile
+    assert [seen[number - 1][0] for number in validated[1:]] == ["stepping", "stepping"]
+    assert ("saving", 1.0) in seen and {pause for name, pause in seen if name in ("saving", "validating")} == {1.0}
+
+
+def test_a_listing_that_fails_for_a_while_ends_nothing(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for a newer attempt on a mount that has gone stale."""
+    run = tiny_run(tmp_path, data=data, steps=6, checkpoint__every_steps=3)
+    looks = []
+
+    def stale(run: RunFolder) -> int | None:
+        looks.append(1)
+        if 1 < len(looks) < 4:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return None
+
+    monkeypatch.setattr(loop_module, "FENCE_SECONDS", 0.0)
+    monkeypatch.setattr(RunFolder, "newest_attempt", stale)
+    assert train(run) == codes.OK
+    assert len(looks) > 4 and list(losses(run)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_start_up_imports_no_more_than_it_needs() -> None:

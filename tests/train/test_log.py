@@ -1,9 +1,11 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from harness.run.folder import RunFolder
+from harness.run.journal import journal
 from harness.train.log import StepLog, drop_after, write_stats, write_validation
 
 
@@ -74,6 +76,25 @@ def test_a_disk_that_takes_no_line_does_not_end_training(run: RunFolder, capsys:
     run.metrics_path.mkdir()
     log_steps(StepLog(run, 9, 1), 1, 1)
     assert "could not write step 1" in capsys.readouterr().out
+    log_steps(StepLog(run, 9, 1), 2, 3)
+    assert capsys.readouterr().out.count("could not write") == 0  # said once
+    run.metrics_path.rmdir()
+    log_steps(StepLog(run, 9, 1), 4, 4)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+
+
+def test_lines_that_are_to_be_dropped_are_never_doubled_by_a_full_disk(run: RunFolder) -> None:
+    """The superseded lines can't be moved yet: new ones wait until they are."""
+    log_steps(StepLog(run, 9, 1), 1, 6)
+    run.attempt_dir(1).touch()  # no folder can be made there
+    journal(run.metrics_path).first(partial(drop_after, run.metrics_path, 4, run.attempt_dir(1)))
+    log_steps(StepLog(run, 9, 1), 5, 5)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    run.attempt_dir(1).unlink()
+    log_steps(StepLog(run, 9, 1), 6, 7)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6, 7]
+    moved = (run.attempt_dir(1) / "superseded_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in moved] == [5, 6]
 
 
 def test_lines_after_the_checkpoint_move_to_the_attempt(run: RunFolder) -> None:
