@@ -38,7 +38,7 @@ from benchmarks.throughput.settings import (
     shape_config,
 )
 from benchmarks.throughput.table import Report
-from harness.config.compose import ConfigError
+from harness.config.errors import ConfigError
 from harness.launch.record import git_commit
 from harness.train.speed import peak_flops
 

@@ -1,43 +1,30 @@
 """Composes the typed config from conf/ and the command line's overrides; says all that is wrong with them at once."""
 
-import difflib
-import itertools
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.config.errors import ConfigError
+from harness.config.keys import convert, no_such_key, shown, type_of, unknown_keys
+from harness.config.names import name_problem
+from harness.config.overrides import CONF_DIR, available, is_group, list_hint, parse, value_of
 from harness.config.schema import UNSET, RootConfig
-
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
-"""The repository's config groups."""
-
-SCHEMA_FILE = "harness/config/schema.py"
+from harness.config.yaml_text import YamlError, load_yaml
 
 TOKEN_SOURCES = ("data.sources.", "data.validation.")
 """Where users name token files of their own."""
-
-KEYWORD_ALIASES = {"checkpoint.async": "checkpoint.async_save"}
-"""`async` is a word of the language and can't be a field's name, but it is what users type."""
-
-
-class ConfigError(Exception):
-    """The config can't be composed. `problems` holds one sentence each: key, value and what would be right."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def compose(overrides: list[str], extra_dir: Path | None = None) -> RootConfig:
@@ -46,167 +33,168 @@ def compose(overrides: list[str], extra_dir: Path | None = None) -> RootConfig:
     Groups in `extra_dir` (a site's or a team's own conf folder) are found beside those of the repository.
     Raises ConfigError with every problem.
     """
-    overrides = [_unalias(override) for override in overrides]
-    with _hydra(extra_dir):
-        node = _Composer(extra_dir).compose(overrides)
-    return _to_object(node)
-
-
-def expand_sweep(overrides: list[str]) -> list[list[str]]:
-    """One list of overrides per run: the product of all `key=a,b,c` (Hydra's sweep grammar). Raises ConfigError."""
-    choices: list[list[str]] = []
-    for text, parsed in zip(overrides, _parse(overrides), strict=True):
-        if parsed.is_sweep_override():
-            key = text.split("=", 1)[0]
-            choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
-        else:
-            choices.append([text])
-    return [list(combination) for combination in itertools.product(*choices)]
-
-
-def swept_keys(overrides: list[str]) -> list[str]:
-    """Keys that differ between the runs of a sweep."""
-    return [text.split("=", 1)[0].lstrip("+~") for text, parsed in zip(overrides, _parse(overrides), strict=True)
-            if parsed.is_sweep_override()]  # fmt: skip
-
-
-def available(group: str, extra_dir: Path | None = None) -> list[str]:
-    """Names of the configs in a group such as `exp`."""
-    folders = [CONF_DIR] + ([extra_dir] if extra_dir else [])
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-
-
-@contextmanager
-def _hydra(extra_dir: Path | None) -> Iterator[None]:
     if not CONF_DIR.is_dir():
         raise ConfigError([f"{CONF_DIR} is missing: install with `pip install -e .` from a clone of the repository"])
     if extra_dir and not extra_dir.is_dir():
         raise ConfigError([f"--config-dir {extra_dir}: no such folder"])
-    ConfigStore.instance().store(name="schema", node=RootConfig)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        yield
-
-
-@dataclass(frozen=True)
-class _Composer:
-    """One composition, and what is wrong with it."""
-
-    extra_dir: Path | None
-
-    def compose(self, overrides: list[str]) -> DictConfig:
-        _parse(overrides)
-        try:
-            return self._once(overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(self._explain_each(overrides) or [_sentence(error)]) from error
-
-    def _once(self, overrides: list[str]) -> DictConfig:
-        search = [f"hydra.searchpath=[file://{self.extra_dir.resolve()}]"] if self.extra_dir else []
-        # a new source is a new object, which Hydra's `+` can't make inside a typed dict; a merge can
-        named = tuple(f"+{prefix}" for prefix in TOKEN_SOURCES)
-        sources = [override.lstrip("+") for override in overrides if override.startswith(named)]
-        rest = [override for override in overrides if not override.startswith(named)]
-        node = hydra_compose(config_name="config", overrides=search + rest)
-        with open_dict(node):
-            node.merge_with(OmegaConf.from_dotlist(sources))
-        unknown = list(_unknown_keys(node, OmegaConf.structured(RootConfig)))
-        if unknown:
-            raise ConfigError([_no_such_key(key) for key in unknown])
-        return node
-
-    def _explain_each(self, overrides: list[str]) -> list[str]:
-        """Hydra stops at the first problem: apply the groups one by one, then each value alone on top of them."""
-        problems: list[str] = []
-        good: list[str] = []
-        for override in sorted(overrides, key=lambda o: not self._is_group(o)):
-            try:
-                self._once([*good, override])
-            except (HydraException, OmegaConfBaseException) as error:
-                problems.append(self._explain(override, error))
-                continue
-            except ConfigError as error:
-                problems += error.problems
-                continue
-            if self._is_group(override):
-                good.append(override)
-        return problems
-
-    def _is_group(self, override: str) -> bool:
-        group = override.split("=", 1)[0].lstrip("+~").split("@")[0]
-        return any((folder / group).is_dir() for folder in (CONF_DIR, self.extra_dir) if folder)
-
-    def _explain(self, override: str, error: Exception) -> str:
-        key, _, value = override.partition("=")
-        key = key.lstrip("+~")
-        if self._is_group(override):
-            choices = available(key, self.extra_dir)
-            return _sentence(error) if value in choices else f"{key}={value}: choose one of {', '.join(choices)}"
-        if key not in _known_keys() and not _inside_open_dict(key):
-            return _no_such_key(key, value)
-        return f"{key}={value}: {_sentence(error)}"
-
-
-def _no_such_key(key: str, value: str | None = None) -> str:
-    close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"all keys: {SCHEMA_FILE}"
-    return f"{key}{'' if value is None else f'={value}'}: no such key; {hint}"
-
-
-def _inside_open_dict(key: str) -> bool:
-    return key.startswith(("cluster.sbatch.", "data.stages.", *TOKEN_SOURCES))
-
-
-def _known_keys() -> list[str]:
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for name in node:
-            yield prefix + str(name)
-            child = node._get_node(name)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                yield from walk(child, f"{prefix}{name!s}.")
-
-    return [*walk(OmegaConf.structured(RootConfig), ""), *KEYWORD_ALIASES]
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of Hydra's or OmegaConf's message, which names value and type, or the missing file."""
-    cause: BaseException = error
-    while isinstance(cause.__cause__, HydraException | OmegaConfBaseException):
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
-
-
-def _parse(overrides: list[str]) -> list[Override]:
-    parser, parsed, problems = OverridesParser.create(), [], []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(text))
-        except HydraException:
-            problems.append(
-                f"{text}: not an override; write key=value, +exp=NAME or ~key (quote values with spaces: 'key=\"a b\"')"
-            )
+    parsed = parse(overrides)
+    swept = [f"{o.input_line}: several values; give one (sweeps are for harness.launch -m){list_hint(o)}"
+             for o in parsed if o.is_sweep_override()]  # fmt: skip
+    if swept:
+        raise ConfigError(swept)
+    node, problems = _compose_groups([o for o in parsed if is_group(o, extra_dir)], extra_dir)
+    for override in parsed:
+        if not is_group(override, extra_dir):
+            problems += _apply(node, override)
+    problems += [no_such_key(key) for key in unknown_keys(node)]
     if problems:
         raise ConfigError(problems)
-    return parsed
+    return _to_object(node)
 
 
-def _unalias(override: str) -> str:
-    key, sign, value = override.partition("=")
-    bare = key.lstrip("+")
-    if key.startswith("cluster.sbatch."):
-        key = f"++{key}"  # any flag is welcome, also one that no config names yet
-    return key.replace(bare, KEYWORD_ALIASES[bare]) + sign + value if bare in KEYWORD_ALIASES else key + sign + value
+class _TypedSource(FileConfigSource):
+    """Config files whose values are what was typed, see `yaml_text`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "typed"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            with path.open(encoding="utf-8", errors="replace") as f:
+                header = self._get_header_dict(f.read(512))
+            config = _typed(load_yaml(path), config_path, header.get("package"), path)
+        except (YamlError, OSError) as error:
+            raise HydraException(str(error)) from error
+        return ConfigResult(config=config, path=f"typed://{self.path}", provider=self.provider, header=header)
 
 
-def _unknown_keys(node: DictConfig, schema: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Keys that `+key=value` has added although the schema has none of that name."""
-    for name in node:
-        key = prefix + str(name)
-        if name not in list(schema.keys()):
-            yield key
-        elif isinstance(node._get_node(name), DictConfig) and not _inside_open_dict(f"{key}."):
-            yield from _unknown_keys(node[name], schema[name], f"{key}.")
+def _typed(content: DictConfig, config_path: str, package: str | None, path: Path) -> DictConfig:
+    """What a config file says, as the schema has it. Raises YamlError that lists all that does not fit."""
+    group = config_path.rpartition("/")[0].replace("/", ".")
+    place = group if package is None else package.replace("_group_", group).replace("_global_", "")
+    if type_of(place) is str:
+        raise YamlError(f"{path}: its first line must be `# @package _global_`, as in conf/{group}")
+    values = OmegaConf.to_container(content)
+    assert isinstance(values, dict)
+    defaults = {"defaults": values.pop("defaults")} if "defaults" in values else {}
+    problems: list[str] = []
+    converted = convert(values, place, problems)
+    if problems:
+        raise YamlError("; ".join(f"{path}: {problem}" for problem in problems))
+    return OmegaConf.create({**defaults, **converted})
+
+
+def _compose_groups(chosen: list[Override], extra_dir: Path | None) -> tuple[DictConfig, list[str]]:
+    """The config of these groups, and what is wrong with them: those are left out."""
+    try:
+        return _load(chosen, extra_dir), []
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        whole = error
+    # Hydra stops at the first problem: add them one by one
+    good: list[Override] = []
+    problems = []
+    for override in chosen:
+        try:
+            _load([*good, override], extra_dir)
+        except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+            problems.append(_about_group(override, error, extra_dir))
+        else:
+            good.append(override)
+    if not problems:  # conf/config.yaml itself
+        raise ConfigError([_sentence(whole)]) from whole
+    return _load(good, extra_dir), problems
+
+
+def _load(chosen: list[Override], extra_dir: Path | None) -> DictConfig:
+    Plugins.instance().register(_TypedSource)
+    ConfigStore.instance().store(name="schema", node=RootConfig)
+    search = ConfigSearchPathImpl()
+    search.append("hydra", "pkg://hydra.conf")
+    search.append("main", f"typed://{CONF_DIR}")
+    if extra_dir:
+        search.append("--config-dir", f"typed://{extra_dir.resolve()}")
+    search.append("schema", "structured://")
+    loader = ConfigLoaderImpl(search)
+    node = loader.load_configuration("config", [_as_typed(o) for o in chosen], RunMode.RUN, from_shell=False)
+    with open_dict(node):
+        del node["hydra"]
+    return node
+
+
+def _as_typed(override: Override) -> str:
+    """A group's override with its value quoted, since configs may be called `2026_11` or `1.10`."""
+    value = value_of(override)
+    key = override.get_key_element()
+    if isinstance(value, str) and value:
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return override.input_line or key
+
+
+def _about_group(override: Override, error: Exception, extra_dir: Path | None) -> str:
+    group, value = override.key_or_group, value_of(override)
+    if override.package is not None:
+        return f"{(override.input_line or group).lstrip('+')}: a group has one place; write {group}={value}"
+    choices = available(group, extra_dir)
+    if not isinstance(value, list | dict) and value not in choices and choices and not override.is_delete():
+        return f"{group}={shown(value)}: choose one of {', '.join(choices)}"
+    return f"{(override.input_line or group).lstrip('+')}: {_sentence(error)}"
+
+
+def _apply(node: DictConfig, override: Override) -> list[str]:
+    """Set one value; what is wrong with it, if anything."""
+    key, value, text = override.key_or_group, value_of(override), shown((override.input_line or "").lstrip("+"))
+    if not key or override.package is not None:
+        return [f"{text or repr('')}: not an override; write key=value, +exp=NAME or ~key"]
+    if type_of(key) is None and not (override.is_add() or override.is_force_add()):
+        return [no_such_key(key, None if override.is_delete() else text.partition("=")[2])]
+    if _unset(value):
+        return [f"{text}: ??? stands for a value that is missing; give one"]
+    if override.is_delete() and dataclasses.is_dataclass(type_of(key.rpartition(".")[0])):
+        return [f"{text}: can't be removed, only changed; remove what you have named yourself, as ~data.sources.NAME"]
+    problems: list[str] = []
+    override._value = value if override.is_delete() else convert(value, key, problems)
+    if problems:
+        return problems
+    try:
+        if key.startswith(TOKEN_SOURCES) and not override.is_delete():
+            # a new source is a new object, which Hydra's `+` can't make inside a typed dict; a merge can
+            nested: Any = override._value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            with open_dict(node):
+                node.merge_with(OmegaConf.create(nested))
+        else:
+            ConfigLoaderImpl._apply_overrides_to_config([override], node)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, IndexError) as error:
+        if "An item is already at" in str(error):
+            return [f"{text}: has a value already; leave out the + to change it"]
+        return [f"{text}: {_sentence(error)}"]
+    return []
+
+
+def _unset(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value == UNSET or any(_unset(item) for item in items)
+
+
+def _root(error: BaseException) -> BaseException:
+    while isinstance(error.__cause__, HydraException | OmegaConfBaseException | YamlError):
+        error = error.__cause__
+    return error
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of Hydra's or OmegaConf's message, which names value and type, or the missing file; and the key."""
+    root = _root(error)
+    if isinstance(root, RecursionError):
+        return "refers to itself"
+    lines = [line.strip() for line in str(root).splitlines() if line.strip()]
+    said = lines[0] if lines else type(root).__name__
+    file = next((line for line in str(error).splitlines() if line.startswith("In '")), "").partition(":")[0]
+    key = getattr(root, "full_key", None)
+    return ": ".join(filter(None, [file, key if isinstance(key, str) else None, said]))
 
 
 def _to_object(node: DictConfig) -> RootConfig:
@@ -214,7 +202,10 @@ def _to_object(node: DictConfig) -> RootConfig:
     for source in (*node.data.sources.values(), *node.data.validation.values()):
         if OmegaConf.is_missing(source, "path"):
             source.path = ""
-    missing = sorted(_missing_keys(node))
+    try:
+        missing = sorted(OmegaConf.missing_keys(node))
+    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation that leads nowhere
+        raise ConfigError([_sentence(error)]) from error
     if missing:
         experiments = "|".join(available("exp"))
         raise ConfigError(
@@ -222,19 +213,12 @@ def _to_object(node: DictConfig) -> RootConfig:
         )
     try:
         config = OmegaConf.to_object(node)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
         raise ConfigError([_sentence(error)]) from error
     assert isinstance(config, RootConfig)
     if not config.run.name or config.run.name == UNSET:
         raise ConfigError(["run.name is empty: choose an experiment with "
                            f"+exp={'|'.join(available('exp'))}, or give run.name=NAME"])  # fmt: skip
-    if not re.fullmatch(r"[A-Za-z0-9._=,-]+", config.run.name) or config.run.name.startswith("."):
-        raise ConfigError(
-            [f"run.name={config.run.name}: use letters, digits and . _ - = , only, not starting with a dot"]
-        )
+    if problem := name_problem(config.run.name):
+        raise ConfigError([problem])
     return config
-
-
-def _missing_keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
-    for key in OmegaConf.missing_keys(node):
-        yield prefix + key

@@ -105,7 +105,8 @@ class Decay(StrEnum):
 @dataclass
 class RunConfig:
     name: str = UNSET
-    """Folder name under `runs_dir`. Launching an existing name resumes that run. Letters, digits and `._-=,`."""
+    """Folder name under `runs_dir`. Launching an existing name resumes that run. At most 128 letters, digits and `._-=,`, the
+    first a letter, a digit or `_`."""
 
 
 @dataclass
@@ -130,8 +131,9 @@ class ClusterConfig:
     """Reserved for in-allocation spare nodes; must be 0 in this version."""
     exclude: list[str] = field(default_factory=list)
     """Nodes that the job must not use, beside those that the run itself has excluded."""
-    sbatch: dict[str, str | int | float | bool | None] = field(default_factory=dict)
-    """Any other sbatch flag without its dashes: `cluster.sbatch.reservation=smol`, `+cluster.sbatch.exclusive=true`."""
+    sbatch: dict[str, str | None] = field(default_factory=dict)
+    """Any other sbatch flag without its dashes: `cluster.sbatch.reservation=smol`. `true` gives the flag alone
+    (`cluster.sbatch.exclusive=true`), `false` and null leave it out; anything else stands there as typed."""
     setup: list[str] = field(default_factory=list)
     """Shell lines that run on the batch host before the agents start (module load, ...)."""
     signal_delay_seconds: int = 120

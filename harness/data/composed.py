@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def composed(overrides: list[str], config_dir: Path | None) -> "RootConfig":
     """The config. Raises DataError with everything that is wrong with it, but for what only a launch needs."""
     from harness.config.check import check
-    from harness.config.compose import ConfigError, compose
+    from harness.config.compose import compose
+    from harness.config.errors import ConfigError
 
     try:
         config = compose(overrides, config_dir)

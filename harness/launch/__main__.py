@@ -20,18 +20,12 @@ OK, PROBLEM, ENVIRONMENT = 0, 2, 3
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # nothing heavy before this line: --help must answer at once
-    from harness.config.compose import ConfigError, compose, expand_sweep, swept_keys
+    from harness.config.errors import ConfigError
+    from harness.launch.sweep import composed
     from harness.run.folder import RunFolderError
 
     try:
-        combinations = expand_sweep(options.overrides)
-        if len(combinations) > 1 and not options.multirun:
-            keys = ", ".join(swept_keys(options.overrides))
-            raise ConfigError([f"{keys}: several values make a sweep, one job each; add -m if that is what you want"])
-        configs = [compose(combination, options.config_dir) for combination in combinations]
-        if options.multirun:
-            configs = _name_sweep(configs, combinations, swept_keys(options.overrides))
-        return _launch_all(configs)
+        return _launch_all(composed(options.overrides, options.config_dir, options.multirun))
     except ConfigError as error:
         return _complain(error.problems, PROBLEM)
     except RunFolderError as error:
@@ -61,15 +55,6 @@ Overrides are Hydra's; every key with its type and meaning stands in harness/con
         "-m", "--multirun", action="store_true", help="one job for each combination of the values a,b,c"
     )
     return parser
-
-
-def _name_sweep(configs: list[RootConfig], combinations: list[list[str]], keys: list[str]) -> list[RootConfig]:
-    """Give each run of a sweep a name of its own: `ablation_1b,lr=0.0001`."""
-    for config, combination in zip(configs, combinations, strict=True):
-        values = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in combination}
-        if "run.name" not in keys:
-            config.run.name += "".join(f",{key.rpartition('.')[2]}={values[key]}" for key in keys)
-    return configs
 
 
 def _launch_all(configs: list[RootConfig]) -> int:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from harness.config.check import check
-from harness.config.compose import ConfigError, compose
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
 from harness.launch.launch import make_paths_absolute, plan_for
 from harness.plan import Plan, plan_as_dict, render_plan
 from harness.preflight.finding import Finding, Subject

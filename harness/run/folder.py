@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from harness.config.keys import convert
 from harness.config.schema import RootConfig
+from harness.config.yaml_text import YamlError, load_yaml
 from harness.run.files import read_json, read_json_lines, tail_json_lines, write_atomic, write_json
 from harness.run.journal import journal, journals_in
 
@@ -120,15 +123,21 @@ class RunFolder:
 
     def load_config(self) -> RootConfig:
         """The config that the run was launched with. Raises RunFolderError where there is none or it can't be read."""
+        problems: list[str] = []
         try:
-            loaded = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.load(self.config_path))
-            config = OmegaConf.to_object(loaded)
+            values = convert(OmegaConf.to_container(load_yaml(self.config_path)), "", problems)
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), values))
         except FileNotFoundError as error:
             raise RunFolderError(f"{self.path} is not a run folder: it has no config.yaml") from error
-        except Exception as error:
-            raise RunFolderError(f"{self.config_path} can't be read: {error}") from error
+        except (YamlError, OSError, OmegaConfBaseException, RecursionError) as error:
+            raise self._config_damaged(str(error).splitlines()[0]) from error
+        if problems:
+            raise self._config_damaged("; ".join(problems))
         assert isinstance(config, RootConfig)
         return config
+
+    def _config_damaged(self, why: str) -> RunFolderError:
+        return RunFolderError(f"{self.config_path} can't be read: {why}")
 
     def record(self) -> dict[str, Any]:
         """run.json: run_id, job_id, submitted, versions; empty before the first submission."""

@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Verify; the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     # nothing heavy before this line: --help must answer at once
-    from harness.config.compose import ConfigError, compose
+    from harness.config.compose import compose
+    from harness.config.errors import ConfigError
 
     try:
         config = compose(options.overrides, options.config_dir)
@@ -63,7 +64,7 @@ Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
 def _check(config: RootConfig) -> None:
     """Raises ConfigError with all that is wrong with the config, but for its data, which is not looked at."""
     from harness.config.check import check
-    from harness.config.compose import ConfigError
+    from harness.config.errors import ConfigError
 
     looked_at = copy.deepcopy(config)
     looked_at.data.sources, looked_at.data.validation = {"any": SourceConfig()}, {}

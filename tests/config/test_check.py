@@ -3,7 +3,8 @@
 import pytest
 
 from harness.config.check import check, time_limit_minutes
-from harness.config.compose import available, compose
+from harness.config.compose import compose
+from harness.config.overrides import available
 from tests.config.configs import config
 
 GROUPS = ("optim", "schedule", "parallel")

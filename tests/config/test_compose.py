@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.compose import ConfigError, available, compose, expand_sweep, swept_keys
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.overrides import available, expand_sweep, swept_keys
 from harness.config.schema import ClusterKind, Precision
 
 
@@ -33,7 +35,7 @@ def test_async_is_typed_as_the_contract_says() -> None:
 
 def test_any_sbatch_flag_is_welcome() -> None:
     config = compose(["+exp=smol3b", "cluster.sbatch.reservation=smol", "cluster.sbatch.mem=0"])
-    assert config.cluster.sbatch == {"reservation": "smol", "mem": 0}
+    assert config.cluster.sbatch == {"reservation": "smol", "mem": "0"}
 
 
 def test_all_problems_are_reported_at_once() -> None:

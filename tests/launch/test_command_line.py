@@ -86,11 +86,11 @@ def test_runs_dir_that_can_not_be_written(tmp_path: Path) -> None:
 def test_a_sweep_names_its_runs_and_sums_them_up(tmp_path: Path) -> None:
     result = launch("-m", "+exp=tiny", "optim.lr=1e-4,2e-4", "dry_run=true", f"runs_dir={tmp_path}")
     assert result.returncode == 0
-    assert "Plan of run tiny,lr=0.0001" in result.stdout and "Plan of run tiny,lr=0.0002" in result.stdout
+    assert "Plan of run tiny,lr=1e-4" in result.stdout and "Plan of run tiny,lr=2e-4" in result.stdout
     assert result.stdout.splitlines()[-3:] == [
-        "run             result",
-        "tiny,lr=0.0001  dry run",
-        "tiny,lr=0.0002  dry run",
+        "run           result",
+        "tiny,lr=1e-4  dry run",
+        "tiny,lr=2e-4  dry run",
     ]
 
 

@@ -91,7 +91,8 @@ def _sources(words: list[str]) -> "list[TokenSource]":
 
 
 def _of_config(overrides: list[str]) -> dict[str, str]:
-    from harness.config.compose import ConfigError, compose
+    from harness.config.compose import compose
+    from harness.config.errors import ConfigError
 
     try:
         config = compose(overrides)
