@@ -18,6 +18,12 @@ ACTIVE_STATES = frozenset(
      "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"}
 )  # fmt: skip
 """States of a job that may still run."""
+CHOOSES_CLUSTER = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+"""Variables that say which cluster is meant and who we are, rather than what a job is like: every command needs them."""
+DESCRIBES_JOB = ("SLURM_", "_SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "PMI", "SUBMITIT_")
+"""What variables begin with that would overrule a batch script, or tell a new job about the one we are running in."""
+FILTERS_OUTPUT = ("SQUEUE_", "SINFO_", "SCONTROL_", "SACCT_")
+"""What variables begin with that would change what Slurm's commands print."""
 SICK_NODE = re.compile(r"down|fail|drain|unk|maint|power|reboot|\*|\$", re.IGNORECASE)
 """sinfo's long node states in which a node is not to be trusted; `*` marks one that does not answer."""
 
@@ -63,7 +69,9 @@ def run(*command: str) -> str:
     """Standard output of a Slurm command. Raises SlurmError."""
     _require(command[0])
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, env=_kept()
+        )
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s: is slurmctld up?") from error
     if result.returncode:
@@ -162,15 +170,23 @@ def requeue(job_id: str) -> None:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without the SLURM_* of a job that we may be running in: they would bind the new job's CPUs and tasks."""
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if key.startswith(("SLURM_", "SRUN_", "PMI")) and key != "SLURM_CONF"
-    }
-    for key in inherited:
+    """Without what would overrule a batch script: SBATCH_* win over its #SBATCH lines, and the SLURM_* of a job that we
+    may be running in would bind the new job's CPUs and tasks."""
+    before = dict(os.environ)
+    kept = _kept()
+    for key in before.keys() - kept.keys():
         del os.environ[key]
     try:
         yield
     finally:
-        os.environ.update(inherited)
+        os.environ.update({key: value for key, value in before.items() if key not in kept})
+
+
+def overruling() -> list[str]:
+    """Variables that a person has set to change what sbatch does, as `SBATCH_PARTITION=urgent`: jobs go without them."""
+    return sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith("SBATCH_"))
+
+
+def _kept() -> dict[str, str]:
+    dropped = DESCRIBES_JOB + FILTERS_OUTPUT
+    return {key: value for key, value in os.environ.items() if key in CHOOSES_CLUSTER or not key.startswith(dropped)}

@@ -49,10 +49,10 @@ def submit(config: RootConfig, run: RunFolder) -> str:
     return str(job.job_id)
 
 
-def is_active(config: RootConfig, job_id: str) -> str | None:
-    """In what state the job still is, or None once it is over. Raises SlurmError where Slurm does not answer."""
-    if config.cluster.kind is ClusterKind.local:
-        return "RUNNING" if _is_controller(job_id) else None
+def is_active(run: RunFolder, kind: ClusterKind, job_id: str) -> str | None:
+    """In what state the run's job still is, or None once it is over. Raises SlurmError where Slurm does not answer."""
+    if kind is ClusterKind.local:
+        return "RUNNING" if _is_controller(job_id, run.submit_dir) else None
     found = slurm.job(job_id)
     return found.state if found and found.active else None
 
@@ -85,9 +85,9 @@ def slurm_parameters(config: RootConfig, run: RunFolder) -> dict[str, Any]:
     cluster = config.cluster
     cpus = cpus_per_node(config)
     flags = {
-        key.replace("_", "-"): value
+        key.replace("_", "-"): True if value.lower() == "true" else value
         for key, value in cluster.sbatch.items()
-        if value is not None and value is not False
+        if value is not None and value.lower() != "false"
     }
     parameters: dict[str, Any] = {
         "job_name": config.run.name,
@@ -176,13 +176,16 @@ def _detached(log: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _is_controller(pid: str) -> bool:
-    """Whether `pid` is alive and is submitit's local controller rather than a later process of the same number."""
+def _is_controller(pid: str, submit_dir: Path) -> bool:
+    """Whether `pid` is alive and submitit's local controller of this very run: numbers come round again, and begin anew
+    in every container."""
     try:
-        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+        words = Path(f"/proc/{int(pid)}/cmdline").read_text(errors="surrogateescape").rstrip("\0").split("\0")
+        if words[1:2] == ["-c"]:  # with cluster.setup it is a shell, and ours its last command
+            words = shlex.split(words[-1])
     except (OSError, ValueError):
         return False
-    return b"submitit.local._local" in command
+    return words[-3:-1] == ["-m", "submitit.local._local"] and Path(words[-1]).resolve() == submit_dir.resolve()
 
 
 def _scheduler_words(error: Exception) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from harness.config.check_parallel import check_parallel
 from harness.config.check_reading import check_reading
+from harness.config.check_sbatch import check_sbatch
 from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
 from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig, StageWhen
 from harness.data.origins import is_url
 from harness.model.family import MODEL_TYPES, head_dim
 
-TIME = re.compile(r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$")
+TIME = re.compile(r"(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)", re.ASCII)
 
 
 def check(config: RootConfig) -> list[str]:
@@ -30,7 +31,7 @@ def check(config: RootConfig) -> list[str]:
 
 def time_limit_minutes(text: str) -> int:
     """Slurm's time formats in whole minutes, rounded up. Raises ValueError for anything else."""
-    if not TIME.match(text):
+    if not TIME.fullmatch(text):
         raise ValueError(f"{text} is not a time limit")
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
@@ -115,40 +116,14 @@ def _check_cluster(config: RootConfig) -> Iterator[str]:
         yield f"cluster.spares={cluster.spares}: spare nodes inside the allocation are not supported yet; set 0"
     if cluster.cpus_per_node is not None and cluster.cpus_per_node < ranks:
         yield f"cluster.cpus_per_node={cluster.cpus_per_node}: fewer cores than the {ranks} ranks; set {ranks} or more, or null"
-    if not TIME.match(cluster.time):
+    if not TIME.fullmatch(cluster.time):
         yield f"cluster.time={cluster.time}: write minutes, HH:MM:SS or D-HH:MM:SS"
     elif time_limit_minutes(cluster.time) * 60 <= cluster.signal_delay_seconds:
         yield (
             f"cluster.time={cluster.time}: not longer than cluster.signal_delay_seconds={cluster.signal_delay_seconds}, "
             "so the run would save and stop at once; lengthen the one or shorten the other"
         )
-    for flag in cluster.sbatch:
-        if flag in RESERVED_SBATCH:
-            yield f"cluster.sbatch.{flag}={cluster.sbatch[flag]}: set by the harness; use {RESERVED_SBATCH[flag]}"
-        elif not re.fullmatch(r"[a-z][a-z0-9-]*", flag.replace("_", "-")):
-            yield f"cluster.sbatch.{flag}: not the name of an sbatch flag; write it without dashes in front"
-
-
-RESERVED_SBATCH = {
-    "nodes": "cluster.nodes",
-    "time": "cluster.time",
-    "ntasks-per-node": "one agent per node; cluster.ranks_per_node sets the trainers",
-    "ntasks_per_node": "one agent per node; cluster.ranks_per_node sets the trainers",
-    "exclude": "cluster.exclude",
-    "partition": "cluster.partition",
-    "account": "cluster.account",
-    "qos": "cluster.qos",
-    "signal": "cluster.signal_delay_seconds",
-    "gpus-per-node": "cluster.gpus_per_node",
-    "gpus_per_node": "cluster.gpus_per_node",
-    "cpus-per-task": "cluster.cpus_per_node",
-    "cpus_per_task": "cluster.cpus_per_node",
-    "job-name": "run.name",
-    "job_name": "run.name",
-    "output": "the run folder",
-    "error": "the run folder",
-    "array": "-m, one job per run",
-}
+    yield from check_sbatch(cluster)
 
 
 def _check_model(config: RootConfig) -> Iterator[str]:

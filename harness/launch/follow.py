@@ -24,7 +24,7 @@ def follow(config: RootConfig, run: RunFolder, job_id: str, show_from: float) ->
     state: str | None = "SUBMITTED"
     while True:
         if time.monotonic() - checked > STATE_SECONDS or _outcome_state(run, show_from):
-            state = submit.is_active(config, job_id)
+            state = submit.is_active(run, config.cluster.kind, job_id)
             checked = time.monotonic()
         printer.update(state)
         if state is None:

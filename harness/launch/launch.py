@@ -71,6 +71,7 @@ def plan_for(config: RootConfig) -> Plan:
         *plan.warnings,
         *seen.pop("warnings", []),
         *map(_repeated, often.items()),
+        *_not_used(config),
         *_going_back(config, run, choice),
     ]
     return dataclasses.replace(plan, **seen, warnings=notes)
@@ -104,6 +105,17 @@ def _repeated(source: tuple[str, float]) -> str:
         f"data.sources.{name} is read through {times:.3g} times: beyond about {MANY_REPEATS} a repeat teaches much less than "
         "new text; give more text, fewer train.steps or a smaller weight"
     )
+
+
+def _not_used(config: RootConfig) -> list[str]:
+    """Says which variables of the environment the job goes without."""
+    variables = slurm.overruling() if config.cluster.kind is ClusterKind.slurm else []
+    if not variables:
+        return []
+    return [
+        f"{', '.join(variables)} in the environment: not used, since the config alone says what the job is like; set "
+        "cluster.partition, cluster.account, cluster.time, ... or cluster.sbatch.FLAG"
+    ]
 
 
 def _checkpoints(config: RootConfig, run: RunFolder) -> rewind.Choice:
@@ -228,7 +240,7 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
         return {}
     previous = run.load_config()
     if job_id := record.get("job_id"):
-        state = submit.is_active(previous, job_id)
+        state = submit.is_active(run, previous.cluster.kind, job_id)
         if state:
             stop = f"scancel {job_id}" if previous.cluster.kind is ClusterKind.slurm else f"kill {job_id}"
             raise LaunchError(

@@ -179,7 +179,7 @@ def _wait(condition: Callable[[], bool], run: RunFolder) -> None:
 
 
 def _runs(config: RootConfig, job: str) -> bool:
-    return submit.is_active(config, job) is not None
+    return submit.is_active(run_folder(config), config.cluster.kind, job) is not None
 
 
 def _is_ahead(run: RunFolder) -> bool:

@@ -66,8 +66,11 @@ def _excluded(config: RootConfig) -> set[str]:
 def _nodes(config: RootConfig, partitions: dict[str, _Partition], excluded: set[str]) -> tuple[list[str], list[str]]:
     """Failures and warnings about partition and nodes."""
     cluster = config.cluster
-    asked = cluster.partition or os.environ.get("SBATCH_PARTITION")
-    names = asked.split(",") if asked else [name for name, partition in partitions.items() if partition.default]
+    names = (
+        cluster.partition.split(",")
+        if cluster.partition
+        else [name for name, partition in partitions.items() if partition.default]
+    )
     unknown = [name for name in names if name not in partitions]
     if unknown or not names:
         there = ", ".join(sorted(partitions)) or "none that you may see"

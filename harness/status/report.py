@@ -104,7 +104,7 @@ def _state(run: RunFolder, config: RootConfig) -> str:
     if job_id is None:
         return "not submitted"
     try:
-        active = submit.is_active(config, job_id)
+        active = submit.is_active(run, config.cluster.kind, job_id)
     except slurm.SlurmError as error:
         return f"not known ({error})"
     if active:

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import shlex
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from submitit import LocalExecutor
 from harness import slurm
 from harness.cluster.submit import SubmissionError, batch_script, is_active, visible_gpus
 from harness.config.compose import compose
+from harness.config.schema import ClusterKind
 from harness.run.folder import RunFolder
 
 
@@ -74,19 +78,77 @@ def test_script_is_valid_bash(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-def test_variables_of_a_surrounding_job_stay_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CPU_BIND", "cores")
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+def test_only_variables_that_choose_the_cluster_reach_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CONF_SERVER": "c", "SLURM_CLUSTERS": "c2", "SLURM_JWT": "token"}
+    dropped = ("SLURM_CPU_BIND", "SLURM_JOB_ID", "SBATCH_PARTITION", "SBATCH_NO_REQUEUE", "SRUN_CPUS_PER_TASK", "SALLOC_QOS",
+               "_SLURM_SPANK_OPTION_x_y", "PMIX_RANK", "SUBMITIT_EXECUTOR", "SQUEUE_PARTITION", "SINFO_PARTITION")  # fmt: skip
+    for key in [key for key in os.environ if key.startswith(slurm.DESCRIBES_JOB)]:
+        monkeypatch.delenv(key)
+    for key, value in {**kept, **dict.fromkeys(dropped, "x")}.items():
+        monkeypatch.setenv(key, value)
+    before = dict(os.environ)
     with slurm.clean_environment():
-        assert [key for key in os.environ if key.startswith("SLURM_")] == ["SLURM_CONF"]
-    assert os.environ["SLURM_JOB_ID"] == "12"
+        assert dict(os.environ) == {key: value for key, value in before.items() if key not in dropped}
+        shown = slurm.run("env")
+    assert dict(os.environ) == before
+    assert slurm.overruling() == ["SBATCH_NO_REQUEUE=x", "SBATCH_PARTITION=x"]
+    assert slurm.run("env") == shown and "SLURM_JWT=token" in shown and "SINFO_PARTITION" not in shown
 
 
-def test_a_process_of_another_kind_is_no_running_job() -> None:
-    config = compose(["+exp=tiny"])
-    assert is_active(config, str(os.getpid())) is None
-    assert is_active(config, "999999999") is None
+class TestIsActive:
+    """A local run's job is its controller's process, told by the run's folder on its command line."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> RunFolder:
+        run = RunFolder(tmp_path / "runs" / "a")
+        run.create()
+        return run
+
+    def controller(self, folder: Path, *setup: str) -> "subprocess.Popen[bytes]":
+        """A process with the command line of submitit's, which starts it through a shell after `cluster.setup`."""
+        package = folder.parent.parent / "fake" / "submitit" / "local"
+        package.mkdir(parents=True, exist_ok=True)
+        for folder_of_code in (package, package.parent):
+            (folder_of_code / "__init__.py").touch()
+        (package / "_local.py").write_text("print(1, flush=True)\nimport time\ntime.sleep(60)\n")
+        command: list[str] = [sys.executable, "-m", "submitit.local._local", str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(package.parent.parent)}
+        process = subprocess.Popen(
+            " && ".join([*setup, shlex.join(command)]) if setup else command,
+            shell=bool(setup), env=environment, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        return process
+
+    @pytest.mark.parametrize("setup", [(), ("true", "echo 'a  b' > /dev/null")])
+    def test_only_the_controller_of_this_run(self, run: RunFolder, tmp_path: Path, setup: tuple[str, ...]) -> None:
+        other = RunFolder(tmp_path / "runs" / "b")
+        other.create()
+        process = self.controller(run.submit_dir, *setup)
+        try:
+            pid = str(process.pid)
+            assert is_active(run, ClusterKind.local, pid) == "RUNNING"
+            assert is_active(other, ClusterKind.local, pid) is None, "a number that has come round again"
+            (tmp_path / "link").symlink_to(run.path)
+            assert is_active(RunFolder(tmp_path / "link"), ClusterKind.local, pid) == "RUNNING"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert is_active(run, ClusterKind.local, pid) is None
+
+    @pytest.mark.parametrize("job_id", ["self", "999999999", "", "x", "1"])
+    def test_other_processes(self, run: RunFolder, job_id: str) -> None:
+        assert is_active(run, ClusterKind.local, str(os.getpid()) if job_id == "self" else job_id) is None
+
+
+def test_no_flag_is_added_that_was_switched_off(tmp_path: Path) -> None:
+    lines = script(
+        tmp_path,
+        "cluster.sbatch.exclusive=False",
+        "cluster.sbatch.kill-on-invalid-dep=no",
+        "cluster.sbatch.comment=1.10",
+    )
+    assert "--exclusive" not in lines and "#SBATCH --kill-on-invalid-dep=no\n" in lines and "--comment=1.10\n" in lines
 
 
 def test_without_slurm_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

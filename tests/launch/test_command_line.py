@@ -201,7 +201,7 @@ class TestRelaunch:
         self.run.create()
         self.run.save_config(config)
         self.run.update_record(job_id="77", run_id="tiny-1")
-        monkeypatch.setattr(submit, "is_active", lambda config, job_id: None)
+        monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: None)
 
     def checkpoint(self, step: int) -> None:
         folder = self.run.checkpoints_dir / f"step-{step:08d}"
@@ -220,7 +220,7 @@ class TestRelaunch:
         monkeypatch.setattr(submit, "submit", lambda config, run: "78")
 
     def test_running_already(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(submit, "is_active", lambda config, job_id: "RUNNING")
+        monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: "RUNNING")
         code, output = self.launch(capsys)
         assert code == 2
         assert "run.name=tiny: already running as job 77" in output and "choose another run.name" in output

@@ -46,7 +46,7 @@ def test_what_a_real_slurm_says(slurm_cluster: SlurmCluster, tmp_path: Path, mon
     assert "has 2 nodes without the 2 excluded" in too_many[0] and too_many[1].startswith("sbatch --test-only says: ")
     (refused,) = look(tmp_path, nodes=1, cpus_per_node=10_000).failures
     assert refused.startswith("sbatch --test-only says: Requested node configuration is not available. Change cluster.")
-    (unknown,) = look(tmp_path, sbatch={"no-such-flag": 1}).failures
+    (unknown,) = look(tmp_path, sbatch={"no-such-flag": "1"}).failures
     assert "no-such-flag" in unknown or "no_such_flag" in unknown
 
     subprocess.run(

@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     run.create()
     run.save_config(compose(["+exp=tiny", f"runs_dir={tmp_path}"]))
     run.update_record(job_id="77")
-    monkeypatch.setattr(submit, "is_active", lambda config, job_id: "RUNNING")
+    monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: "RUNNING")
     return run
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_stands_still_says_so(run: RunFolder) -> None:
 
 
 def test_the_last_word_of_a_run_that_ended(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "is_active", lambda config, job_id: None)
+    monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: None)
     claim(run, "77.0", "77", ["n1"], "h", 1)
     assert "ended without a word" in render(gather(run))
     write_outcome(run, 0, Outcome("failed", "nonfinite", "loss stayed NaN", final=True))

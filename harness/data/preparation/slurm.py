@@ -16,6 +16,7 @@ from typing import Any
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 
+from harness import slurm
 from harness.data.errors import DataError
 from harness.data.preparation.finish import finish
 from harness.data.preparation.job import Job, read_job
@@ -93,13 +94,15 @@ def submit_stages(job: Job, options: SlurmOptions) -> bool:
         for stage in todo:
             executor = _executor(job, stage, options)
             executor.depends_job_id = previous
-            executor.launch_job()
+            with slurm.clean_environment():
+                executor.launch_job()
             previous = submitted[stage.name] = str(executor.job_id)
             write_json(job.folder / JOBS, submitted)
         submitted[FINISH] = _submit_finish(job, options, str(previous))
     except (OSError, subprocess.CalledProcessError) as error:
         for number in submitted.values():
-            subprocess.run(["scancel", number], capture_output=True)
+            with slurm.clean_environment():
+                subprocess.run(["scancel", number], capture_output=True)
         (job.folder / JOBS).unlink(missing_ok=True)
         raise DataError(f"--slurm: cannot submit: {error}") from None
     write_json(job.folder / JOBS, submitted)
@@ -115,7 +118,8 @@ def jobs_in_progress(partial: Path) -> str | None:
         return None
     command = ["squeue", "--me", "--noheader", "--format=%F"]
     try:
-        queued = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        with slurm.clean_environment():
+            queued = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise DataError(
             f"{partial}: Slurm jobs {', '.join(submitted.values())} were submitted, and squeue does not say whether they "
@@ -222,5 +226,6 @@ def _submit_finish(job: Job, options: SlurmOptions, previous: str | None) -> str
         "wrap": _command(job, FINISH),
     }
     command = ["sbatch", *(f"--{key}={value}" if value else f"--{key}" for key, value in flags.items())]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    with slurm.clean_environment():
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip().partition(";")[0]
