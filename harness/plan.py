@@ -19,6 +19,9 @@ class Plan:
     """The figures of plan.json. Sizes in bytes; None where a figure is not known rather than guessed."""
 
     run: str
+    model_type: str
+    init_from: str | None
+    """Folder that the run is to start from; None: from random weights, or from its own checkpoint."""
     parameters: int
     parameters_non_embedding: int
     flops_per_token: int
@@ -69,6 +72,8 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
     keep = config.checkpoint.keep
     return Plan(
         run=config.run.name,
+        model_type=config.model.model_type,
+        init_from=None if done_steps else config.model.init_from,
         parameters=count.total,
         parameters_non_embedding=count.non_embedding,
         flops_per_token=flops_per_token(config.model, config.data.seq_len),
@@ -135,7 +140,7 @@ def render_plan(plan: Plan) -> str:
     if plan.activation_checkpoint == ActivationCheckpoint.auto:
         recompute = "; less with recomputation, which is chosen on the GPU at start"
     rows = [
-        ("model", f"{count_text(plan.parameters)} parameters ({plan.parameters:,}; {count_text(plan.parameters_non_embedding)} without embeddings)"),
+        ("model", f"{plan.model_type}, {count_text(plan.parameters)} parameters ({plan.parameters:,}; {count_text(plan.parameters_non_embedding)} without embeddings)"),
         ("tokens", f"{count_text(plan.tokens_per_step)} a step x {plan.steps:,} steps = {count_text(plan.tokens_total)}"),
         ("layout", f"{where}: {layers}, {plan.accumulation_steps} micro batch{'es' * (plan.accumulation_steps > 1)} a step"),
         ("memory", f"about {bytes_text(plan.memory_per_gpu_bytes)} per {'GPU' if plan.gpus else 'rank'}: {memory}{recompute}"),
@@ -143,6 +148,8 @@ def render_plan(plan: Plan) -> str:
         ("speed", _speed(plan)),
         ("time", _time(plan)),
     ]  # fmt: skip
+    if plan.init_from is not None:
+        rows.insert(1, ("from", f"the weights and config.json of {plan.init_from}"))
     if plan.repeats:
         rows.append(
             ("data", ", ".join(f"{name} {times:.2f}x" for name, times in plan.repeats.items()) + " read through")

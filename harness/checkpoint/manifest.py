@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.schema import RootConfig
+from harness.config.schema import UNSET, ModelConfig, RootConfig
 from harness.data.errors import DataError
 from harness.data.skips import Range, Skips
 from harness.run.files import read_json, write_json
@@ -15,6 +15,9 @@ from harness.run.files import read_json, write_json
 NAME = "manifest.json"
 FORMAT = 1
 _BLOCK = 8 * 2**20
+
+ABOUT_THE_BEGINNING = ("model.init_from", "model.init_from_changes")
+"""Say where the run began; once it has a checkpoint they change nothing."""
 
 
 class CorruptCheckpoint(Exception):
@@ -74,7 +77,10 @@ class Manifest:
             files = tuple(FileRecord(str(f["name"]), int(f["size"]), int(f["crc32"])) for f in found.pop("files"))
             skips = Skips(found.pop("skips", ())).ranges
             changes = tuple({**change, "step": int(change["step"])} for change in found.pop("changes", ()))
-            return cls(files=files, skips=skips, changes=changes, **found)
+            known = found.pop("identity")
+            if "model.model_type" in known:
+                known = {**_model_defaults(), **known}
+            return cls(identity=known, files=files, skips=skips, changes=changes, **found)
         except (TypeError, KeyError, AttributeError, ValueError, DataError) as error:
             raise CorruptCheckpoint(f"{NAME} is not complete: {error!r}") from error
 
@@ -83,12 +89,19 @@ def identity(config: RootConfig, data_definition: Mapping[str, Any]) -> dict[str
     """What a resumed run must have in common with its checkpoint: the model and the definition of the data's order (which
     holds the batch). Flat, so that a difference names its key."""
     model = {f"model.{f.name}": getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
-    del model["model.init_from"]  # says where the run began; later on it changes nothing
+    for key in ABOUT_THE_BEGINNING:
+        del model[key]
     return {
         **model,
         "data.document_mask": config.data.document_mask,
         **_flatten("data", data_definition),
     }
+
+
+def _model_defaults() -> dict[str, Any]:
+    """What an older checkpoint does not say of its model: keys that came later, with which it had the default."""
+    defaults = {f"model.{name}": value for name, value in vars(ModelConfig()).items() if value != UNSET}
+    return {key: value for key, value in defaults.items() if key not in ABOUT_THE_BEGINNING}
 
 
 def whole_identity(identity: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

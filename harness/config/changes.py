@@ -18,7 +18,7 @@ FROZEN = (
 )
 """A resumed run would silently be another run if these changed: the model's shape, the data's order, the batch."""
 
-FREE = ("data.packing_cache",)
+FREE = ("data.packing_cache", "model.init_from")
 """Begins like a frozen key and is none."""
 
 IGNORED = ("dry_run", "follow", "runs_dir", "monitor.", "cluster.")

@@ -11,7 +11,7 @@ from harness.config.check_training import check_training
 from harness.config.layout import ranks_per_node
 from harness.config.schema import ClusterKind, RootConfig, Shuffle, StageConfig, StageWhen
 from harness.data.origins import is_url
-from harness.model.family import MODEL_TYPES, head_dim
+from harness.model.family import MODEL_TYPES, head_dim, shape_problems
 
 TIME = re.compile(r"(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)", re.ASCII)
 
@@ -142,11 +142,8 @@ def _check_model(config: RootConfig) -> Iterator[str]:
         )
     elif model.num_attention_heads > 0 and head_dim(model) % 2:
         yield f"model.head_dim={head_dim(model)}: must be even, since rotary positions turn pairs of numbers"
-    if model.no_rope_layer_interval and model.model_type != "smollm3":
-        yield (
-            f"model.no_rope_layer_interval={model.no_rope_layer_interval}: only smollm3 has layers without rotary "
-            f"positions; set 0 for {model.model_type}"
-        )
+    if model.num_attention_heads > 0:
+        yield from shape_problems(model)
     if config.data.seq_len > model.max_position_embeddings:
         yield (
             f"data.seq_len={config.data.seq_len}: longer than "

@@ -172,6 +172,11 @@ def _check_fp8(config: RootConfig) -> Iterator[str]:
             f"train.precision=fp8: not supported with parallel.tp={config.parallel.tp}; set parallel.tp=1 or "
             "train.precision=bf16"
         )
+    for key in ("attention_bias", "mlp_bias"):
+        if getattr(model, key):
+            yield f"train.precision=fp8: does not add biases, but model.{key}=true; set train.precision=bf16"
+    if model.hidden_act not in ("silu", "swish"):
+        yield f"train.precision=fp8: computes silu, but model.hidden_act={model.hidden_act}; set train.precision=bf16"
     if model.num_attention_heads < 1:
         return  # said elsewhere
     queries, keys = attention_widths(model)

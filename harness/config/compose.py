@@ -52,6 +52,27 @@ def compose(overrides: list[str], extra_dir: Path | None = None) -> RootConfig:
     return _to_object(node)
 
 
+def typed_model_keys(overrides: list[str], extra_dir: Path | None = None) -> set[str]:
+    """Keys of `model` that the user has set, where `compose` takes these overrides.
+
+    They are set on the command line, in an experiment or another file outside of the group `model` that names them, or in a
+    group that is chosen on the command line (`model=NAME`). Defaults of the schema are not, nor what stands in a group that
+    an experiment or the root config chooses.
+    """
+    parsed = parse(overrides)
+    groups = [override for override in parsed if is_group(override, extra_dir)]
+    if not any(override.key_or_group == "model" for override in groups):
+        groups += parse(["~model"])
+    bare = OmegaConf.structured(RootConfig)
+    for key in bare.model:
+        bare.model[key] = UNSET
+    node = _load(groups, extra_dir, bare)
+    for override in parsed:
+        if not is_group(override, extra_dir):
+            _apply(node, override)
+    return {str(key) for key in node.model if not OmegaConf.is_missing(node.model, key)}
+
+
 class _TypedSource(FileConfigSource):
     """Config files whose values are what was typed, see `yaml_text`."""
 
@@ -107,9 +128,9 @@ def _compose_groups(chosen: list[Override], extra_dir: Path | None) -> tuple[Dic
     return _load(good, extra_dir), problems
 
 
-def _load(chosen: list[Override], extra_dir: Path | None) -> DictConfig:
+def _load(chosen: list[Override], extra_dir: Path | None, schema: Any = RootConfig) -> DictConfig:
     Plugins.instance().register(_TypedSource)
-    ConfigStore.instance().store(name="schema", node=RootConfig)
+    ConfigStore.instance().store(name="schema", node=schema)
     search = ConfigSearchPathImpl()
     search.append("hydra", "pkg://hydra.conf")
     search.append("main", f"typed://{CONF_DIR}")

@@ -59,6 +59,8 @@ def _convert(value: Any, declared: Any, key: str, problems: list[str]) -> Any:
         return value  # an unknown key, a missing value or an interpolation: known once all is composed
     if value is None and kind is not declared:
         return None
+    if kind is Any:
+        return _whatever(value)
     if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict:
         if isinstance(value, dict):
             return {name: _convert_entry(name, item, kind, key, problems) for name, item in value.items()}
@@ -82,6 +84,20 @@ def _convert_entry(name: Any, value: Any, kind: Any, key: str, problems: list[st
     if name not in _fields(kind):
         problems.append(no_such_key(whole))
     return _convert(value, _fields(kind).get(name), whole, problems)
+
+
+def _whatever(value: Any) -> Any:
+    """Text that stands for a number, true or false as that; the rest as it is."""
+    if isinstance(value, list):
+        return [_whatever(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _scalar(value: Any, kind: Any) -> Any:

@@ -196,6 +196,6 @@ def _not_readable(text: str, error: Exception) -> str:
 def _unalias(override: str) -> str:
     key, sign, value = override.partition("=")
     bare = key.lstrip("+")
-    if key.startswith("cluster.sbatch."):
-        key = f"++{key}"  # any flag is welcome, also one that no config names yet
+    if key.startswith(("cluster.sbatch.", "model.rope_scaling")):
+        key = f"++{key}"  # any flag or parameter is welcome, also one that no config names yet
     return key.replace(bare, KEYWORD_ALIASES[bare]) + sign + value if bare in KEYWORD_ALIASES else key + sign + value

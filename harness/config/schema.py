@@ -6,6 +6,7 @@ need more than one field live in `harness.config.check`. Importing this module c
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 UNSET = "???"
 """A value that the user must give, in OmegaConf's notation."""
@@ -172,8 +173,31 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     no_rope_layer_interval: int = 0
     """Every n-th layer has no rotary positions (NoPE); 0: every layer has them. smollm3 only."""
+    no_rope_layers: list[int] | None = None
+    """For each layer 1 if it has rotary positions, 0 if not; null: as `no_rope_layer_interval` says. smollm3 only."""
+    rope_scaling: dict[str, Any] = field(default_factory=dict)
+    """Scaled rotary positions: `rope_type` (linear, dynamic, yarn, longrope, llama3, proportional) and its parameters, as in
+    transformers' `rope_parameters`, without `rope_theta`. {}: not scaled."""
+    hidden_act: str = "silu"
+    """Activation of the gated MLP, by transformers' name."""
+    attention_bias: bool = False
+    """The projections of attention add a bias. Not in mistral."""
+    mlp_bias: bool = False
+    """The projections of the MLP add a bias. llama and smollm3 only."""
+    sliding_window: int | None = None
+    """Tokens that a query sees, itself included, in layers of sliding attention: all layers of mistral, those that
+    `layer_types` names of qwen3 and smollm3. null: attention reaches back to the start of the document."""
+    layer_types: list[str] | None = None
+    """For each layer `full_attention` or `sliding_attention`; null: the same in all. qwen3 and smollm3 only."""
     init_from: str | None = None
-    """Folder of a Hugging Face model in safetensors to start from. null: random weights."""
+    """Folder of a Hugging Face model in safetensors to start from. null: random weights. What its config.json says is taken
+    for every key of `model` that you did not set, and refused if it contradicts one that you did. You set a key on the
+    command line, in an experiment that names it, or by choosing a group on the command line (`model=NAME`); a group that
+    an experiment or the root config chooses only gives defaults. Not needed any more, and free to change, once the run
+    has a checkpoint."""
+    init_from_changes: list[str] = field(default_factory=list)
+    """Keys of `model` in which the run departs from the config.json of `init_from` on purpose, such as [rope_theta] to train
+    on with longer sequences. Only keys that leave the weights' shapes as they are."""
 
 
 @dataclass

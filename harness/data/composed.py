@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 def composed(overrides: list[str], config_dir: Path | None) -> "RootConfig":
     """The config. Raises DataError with everything that is wrong with it, but for what only a launch needs."""
     from harness.config.check import check
-    from harness.config.compose import compose
     from harness.config.errors import ConfigError
+    from harness.model.composed import composed_run
 
     try:
-        config = compose(overrides, config_dir)
+        config = composed_run(overrides, config_dir)
     except ConfigError as error:
         raise DataError(str(error)) from None
     if problems := [problem for problem in check(config) if problem.startswith("data.")]:

@@ -73,6 +73,7 @@ def plan_for(config: RootConfig) -> Plan:
         *map(_repeated, often.items()),
         *_not_used(config),
         *_going_back(config, run, choice),
+        *_starting_remarks(config, run),
     ]
     return dataclasses.replace(plan, **seen, warnings=notes)
 
@@ -134,6 +135,18 @@ def _going_back(config: RootConfig, run: RunFolder, choice: rewind.Choice) -> li
     ]
 
 
+def _starting_remarks(config: RootConfig, run: RunFolder) -> list[str]:
+    """What of the folder that a new run starts from is passed over or changed."""
+    if config.model.init_from is None or run.has_checkpoints():
+        return []
+    from harness.model.starting_model import FolderConfigError, remarks
+
+    try:
+        return remarks(config.model)
+    except FolderConfigError as error:
+        return error.problems
+
+
 def readiness(config: RootConfig) -> list[str]:
     """Problems that only this machine shows: data or checkpoints that are not there, Slurm that is not installed."""
     train = config.train
@@ -143,10 +156,10 @@ def readiness(config: RootConfig) -> list[str]:
     choice = _checkpoints(config, run)
     if choice.disagreeing and not choice.usable:
         problems.append(rewind.no_way_back(run.checkpoints_dir, choice, lineage_of(config)))
-    if config.model.init_from and not any(Path(config.model.init_from).glob("*.safetensors")):
-        problems.append(
-            f"model.init_from={config.model.init_from}: no folder with *.safetensors; give a Hugging Face model's folder"
-        )
+    if config.model.init_from and not run.has_checkpoints():
+        from harness.model.load import weight_problems
+
+        problems += weight_problems(config.model)
     if config.cluster.kind is ClusterKind.slurm:
         try:
             slurm.check_controller()

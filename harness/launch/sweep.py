@@ -8,6 +8,7 @@ from harness.config.errors import ConfigError
 from harness.config.names import name_problem, sweep_name
 from harness.config.overrides import expand_sweep, list_hint, parse, typed_text
 from harness.config.schema import RootConfig
+from harness.model.composed import with_starting_model
 
 
 def composed(overrides: list[str], config_dir: Path | None, multirun: bool) -> list[RootConfig]:
@@ -29,6 +30,11 @@ def composed(overrides: list[str], config_dir: Path | None, multirun: bool) -> l
     if not problems and multirun:
         _name(configs, combinations, [o.key_or_group for o in swept])
         problems = _problems_with_names(configs)
+    for config, combination in zip(configs, combinations, strict=True) if not problems else ():
+        try:
+            with_starting_model(config, combination, config_dir)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs

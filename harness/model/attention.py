@@ -53,6 +53,8 @@ class _Need:
     heads: int
     kv_heads: int
     cp: int
+    window: int | None
+    """Tokens that layers of sliding attention see; None: all layers see all."""
 
     @property
     def segments(self) -> bool:
@@ -69,23 +71,28 @@ def choose_attention(
     head_dim: int,
     heads: int,
     kv_heads: int,
+    window: int | None = None,
     cp: int = 1,
     cp_rank: int = 0,
     cp_group: dist.ProcessGroup | None = None,
 ) -> Attention:
     """The kernel `wanted`, or the next that can be had, registered with transformers.
 
-    `dtype` is what queries and keys are computed in. With `cp` > 1, `cp_group` holds the ranks that share each
+    `dtype` is what queries and keys are computed in. `window`: tokens that a query sees in layers of sliding attention, if
+    there are such layers and that is less than a whole sequence. With `cp` > 1, `cp_group` holds the ranks that share each
     sequence, in the order of their `cp_rank`. A kernel that varies from run to run is left out where torch is in its
     deterministic mode already.
     """
     if (cp > 1) != (cp_group is not None):
         raise ValueError(f"cp={cp} ranks share a sequence, but cp_group is {cp_group}")
-    need = _Need(device, dtype, document_mask, head_dim, heads, kv_heads, cp)
+    need = _Need(device, dtype, document_mask, head_dim, heads, kv_heads, cp, window)
     chosen, remark = _choose(wanted, need)
     chunks, chunk_count = own_chunks(cp, cp_rank), 1 if cp == 1 else 2 * cp
     suffix = "" if cp_group is None else f"_cp_{cp_group.group_name}"
     if chosen == AttentionKernel.sdpa:
+        if window is not None:
+            name = register(f"harness_masked{suffix}", masked(cp_group))
+            return Attention(name, remark, _window_inputs(chunks, chunk_count, window))
         name = "sdpa" if cp_group is None else register(f"harness_masked{suffix}", masked(cp_group))
         return Attention(name, remark, _mask_inputs(chunks, chunk_count) if need.segments else _no_inputs)
     kernel = _KERNELS[chosen]
@@ -137,6 +144,8 @@ def _obstacle(kernel: AttentionKernel, need: _Need) -> str | None:
         return None
     if need.device.type != "cuda":
         return f"{kernel} runs on GPUs only"
+    if need.window is not None:
+        return f"{kernel} is not used for layers of sliding attention, which see {need.window} tokens"
     if need.dtype not in (torch.bfloat16, torch.float16):
         return f"the faster kernels compute in bf16 or fp16, not {str(need.dtype).removeprefix('torch.')}"
     if need.head_dim % 8 or need.head_dim > 256:
@@ -200,6 +209,13 @@ def _no_inputs(position_ids: np.ndarray) -> dict[str, np.ndarray]:
 
 def _mask_inputs(chunks: list[int], chunk_count: int) -> Inputs:
     return lambda position_ids: {"attention_mask": mask(position_ids, chunks, chunk_count)}
+
+
+def _window_inputs(chunks: list[int], chunk_count: int, window: int) -> Inputs:
+    return lambda position_ids: {
+        "attention_mask": mask(position_ids, chunks, chunk_count),
+        "sliding_mask": mask(position_ids, chunks, chunk_count, window),
+    }
 
 
 def _segment_inputs(chunks: list[int], chunk_count: int, multiple: int) -> Inputs:

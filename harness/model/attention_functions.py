@@ -27,15 +27,26 @@ def register(name: str, attend: Attend) -> str:
     return name
 
 
-def masked(group: dist.ProcessGroup) -> Attend:
-    """sdpa of this rank's queries with the keys of all ranks, by the mask that the layers are called with."""
+def masked(group: dist.ProcessGroup | None) -> Attend:
+    """sdpa of this rank's queries with the keys of all ranks of `group`, by the mask that the layers are called with.
+
+    Layers of sliding attention go by `sliding_mask`, if they are called with one."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attend(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, **options: Any
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        sliding_mask: torch.Tensor | None = None,
+        **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        key, value = _gather(key, value, group)
-        return sdpa_attention_forward(module, query, key, value, *others, **options)
+        if group is not None:
+            key, value = _gather(key, value, group)
+        seen = sliding_mask if sliding_window is not None and sliding_mask is not None else attention_mask
+        return sdpa_attention_forward(module, query, key, value, seen, **options)
 
     return attend
 

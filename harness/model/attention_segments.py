@@ -7,17 +7,21 @@ into the flattened tokens. Where a segment has more keys than queries, the last 
 import numpy as np
 
 
-def mask(position_ids: np.ndarray, chunks: list[int], chunk_count: int) -> np.ndarray:
+def mask(position_ids: np.ndarray, chunks: list[int], chunk_count: int, window: int | None = None) -> np.ndarray:
     """The queries of `chunks` against all keys, true where they attend: bool [batch, 1, queries, seq].
 
-    `position_ids` is int32 or int64 [batch, seq], of whole sequences, which are cut into `chunk_count` equal chunks.
+    `position_ids` is int32 or int64 [batch, seq], of whole sequences, which are cut into `chunk_count` equal chunks. With a
+    `window` each query sees that many keys at most, the last of them its own.
     """
     seq_len = position_ids.shape[1]
     index = np.arange(seq_len)
     starts = index - position_ids  # of each token's document, [batch, seq]
     queries = index.reshape(chunk_count, -1)[chunks].reshape(-1)
     same_document = starts[:, queries, None] == starts[:, None, :]
-    return (same_document & (index <= queries[:, None]))[:, None]
+    seen = index <= queries[:, None]
+    if window is not None:
+        seen &= index > queries[:, None] - window
+    return (same_document & seen)[:, None]
 
 
 def segments(position_ids: np.ndarray, chunk: int, chunk_count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,26 +6,26 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from harness.config.schema import ModelConfig
-from harness.model.family import MODEL_TYPES, head_dim
+from harness.model.family import (
+    ATTENTION_BIAS,
+    FULL,
+    LAYER_TYPES,
+    MLP_BIAS,
+    MODEL_TYPES,
+    NOPE_LAYERS,
+    SLIDING_WINDOW,
+    head_dim,
+    layers_without_rope,
+    shape_problems,
+)
 
 
 def transformers_config(model: ModelConfig) -> PretrainedConfig:
     """The config object of `model.model_type`. Raises ValueError for a type or a combination that is not supported."""
     if model.model_type not in MODEL_TYPES:
         raise ValueError(f"model.model_type={model.model_type}: choose one of {', '.join(MODEL_TYPES)}")
-    extra: dict[str, Any] = {"mlp_bias": False} if model.model_type in ("smollm3", "llama") else {}
-    if model.model_type == "mistral":
-        extra["sliding_window"] = None  # attention reaches back to the start of the document, as in Mistral since v0.2
-    if model.model_type == "smollm3":
-        every = model.no_rope_layer_interval
-        # transformers' meaning: 1 = the layer has rotary positions, 0 = it has none
-        extra["no_rope_layers"] = [int(not every or (i + 1) % every != 0) for i in range(model.num_hidden_layers)]
-        extra["no_rope_layer_interval"] = every
-    elif model.no_rope_layer_interval:
-        raise ValueError(
-            f"model.no_rope_layer_interval={model.no_rope_layer_interval}: only smollm3 has layers without rotary "
-            f"positions; set 0 for {model.model_type}"
-        )
+    if problems := list(shape_problems(model)):
+        raise ValueError("\n".join(problems))
     return AutoConfig.for_model(
         model.model_type,
         vocab_size=model.vocab_size,
@@ -35,17 +35,18 @@ def transformers_config(model: ModelConfig) -> PretrainedConfig:
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.num_key_value_heads,
         head_dim=head_dim(model),
+        hidden_act=model.hidden_act,
         max_position_embeddings=model.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        rope_parameters={"rope_type": "default", **model.rope_scaling, "rope_theta": model.rope_theta},
         rms_norm_eps=model.rms_norm_eps,
         initializer_range=model.initializer_range,
         tie_word_embeddings=model.tie_word_embeddings,
-        attention_bias=False,
+        attention_dropout=0.0,
         use_cache=False,
         pad_token_id=None,  # a padding token would get an embedding that never trains
         bos_token_id=None,
         eos_token_id=None,
-        **extra,
+        **_own_fields(model),
     )
 
 
@@ -57,3 +58,24 @@ def build_on_meta(model: ModelConfig, attention: str) -> PreTrainedModel:
         )
     built.train()
     return built
+
+
+def _own_fields(model: ModelConfig) -> dict[str, Any]:
+    """Fields that some families have and others do not."""
+    family, layers = model.model_type, model.num_hidden_layers
+    fields: dict[str, Any] = {}
+    if family in ATTENTION_BIAS:
+        fields["attention_bias"] = model.attention_bias
+    if family in MLP_BIAS:
+        fields["mlp_bias"] = model.mlp_bias
+    if family in SLIDING_WINDOW:
+        fields["sliding_window"] = model.sliding_window
+    if family in LAYER_TYPES:
+        fields["use_sliding_window"] = model.sliding_window is not None
+        fields["layer_types"] = list(model.layer_types or [FULL] * layers)
+    if family in NOPE_LAYERS:
+        without = layers_without_rope(model)
+        # transformers' meaning: 1 = the layer has rotary positions, 0 = it has none
+        fields["no_rope_layers"] = [int(layer not in without) for layer in range(layers)]
+        fields["no_rope_layer_interval"] = model.no_rope_layer_interval
+    return fields

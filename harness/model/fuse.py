@@ -23,11 +23,13 @@ def fuse_projections(attention: Any, product: Callable[..., torch.Tensor] = conc
     (Nothing is kept between the calls: torch.compile could not follow that into a layer that is recomputed.)
     """
     projections: list[Any] = [attention.q_proj, attention.k_proj, attention.v_proj]
-    assert all(type(projection) is nn.Linear and projection.bias is None for projection in projections)
-    apart = attention.forward
+    assert all(type(projection) is nn.Linear for projection in projections)
+    apart, biased = attention.forward, projections[0].bias is not None
 
     def together(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         products = product(hidden_states, *(projection.weight for projection in projections))
+        if biased:
+            products = products + torch.cat([projection.bias for projection in projections])
         return apart(products, *args, **kwargs)
 
     attention.forward = together

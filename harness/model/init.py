@@ -7,21 +7,15 @@ divide the model: every rank makes each module's full tensors and keeps its part
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
+from harness.model.rotary import frequencies, is_rotary
 from harness.model.stage import TIED_HEAD, Stage
 from harness.parallel.local import local, own_part
-
-
-class InitFromError(ValueError):
-    """`model.init_from` does not hold the weights of this model; the message names the tensor or file."""
 
 
 @torch.no_grad()
@@ -34,24 +28,9 @@ def init_weights(stage: Stage, seed: int) -> None:
         full = _unsharded_twin(module)
         with torch.random.fork_rng(devices=_cuda_devices(tensors)):
             torch.manual_seed(_seed_of(seed, name))
-            stage.lm._init_weights(full)
+            _fill(stage, full)
         for key, tensor in tensors.items():
             _keep_own_part(tensor, getattr(full, key))
-
-
-@torch.no_grad()
-def load_weights(stage: Stage, folder: Path) -> None:
-    """Fill `stage` from the safetensors files of a Hugging Face model, reading only this rank's parts.
-
-    Raises InitFromError where a tensor of the model (of whichever stage, so that all ranks raise alike) is missing, too
-    many or of another shape.
-    """
-    init_buffers(stage)
-    files = _tensor_files(folder)
-    _check_tensors(stage, folder, files)
-    for name, parameter in stage.weights().items():
-        with safe_open(files[name], framework="pt") as opened:
-            local(parameter).copy_(opened.get_slice(name)[own_part(parameter)])
 
 
 @torch.no_grad()
@@ -60,32 +39,19 @@ def init_buffers(stage: Stage) -> None:
     for _, module, tensors in _modules(stage):
         if any(key in module._buffers for key in tensors):
             full = _unsharded_twin(module)
-            stage.lm._init_weights(full)
+            _fill(stage, full)
             for key in tensors.keys() & module._buffers.keys():
                 _keep_own_part(tensors[key], getattr(full, key))
 
 
-def _check_tensors(stage: Stage, folder: Path, files: dict[str, Path]) -> None:
-    """Compare names and shapes of the files' tensors with the whole model that `stage` is of. Raises InitFromError."""
-    with torch.device("meta"):
-        whole = type(stage.lm)(stage.lm.config)
-    wanted = {name: list(parameter.shape) for name, parameter in whole.named_parameters()}
-    # a tied output head is no parameter of its own, but may be stored
-    unknown = sorted(set(files) - set(wanted) - set(whole.state_dict()))
-    if unknown:
-        raise InitFromError(f"model.init_from={folder}: has {unknown[0]}, which this model has not; check model.*")
-    missing = sorted(set(wanted) - set(files))
-    if missing:
-        raise InitFromError(f"model.init_from={folder}: has no tensor {missing[0]}; check model.*")
-    for file in sorted(set(files.values())):
-        with safe_open(file, framework="pt") as opened:
-            for name in sorted(name for name in wanted if files[name] == file):
-                stored = opened.get_slice(name).get_shape()
-                if stored != wanted[name]:
-                    raise InitFromError(
-                        f"model.init_from={folder}: {name} has shape {stored}, this model's is {wanted[name]}; "
-                        "check model.*"
-                    )
+def _fill(stage: Stage, full: nn.Module) -> None:
+    """Give a module of `stage`, whole, its first values."""
+    if not is_rotary(full):
+        stage.lm._init_weights(full)
+        return
+    for buffer in full._buffers.values():
+        if buffer is not None:
+            buffer.copy_(frequencies(full, buffer.device))
 
 
 def _modules(stage: Stage) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
@@ -138,22 +104,3 @@ def _seed_of(seed: int, name: str) -> int:
 
 def _cuda_devices(tensors: dict[str, torch.Tensor]) -> list[int]:
     return sorted({tensor.device.index for tensor in map(local, tensors.values()) if tensor.is_cuda})
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file that holds it."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.exists():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise InitFromError(f"model.init_from={folder}: {index.name} is not a safetensors index") from error
-        missing = sorted({file for file in weight_map.values() if not (folder / file).exists()})
-        if missing:
-            raise InitFromError(f"model.init_from={folder}: {missing[0]} is missing")
-        return {name: folder / file for name, file in weight_map.items()}
-    if single.exists():
-        with safe_open(single, framework="pt") as opened:
-            return {name: single for name in opened.keys()}  # noqa: SIM118 (safe_open is no dict)
-    raise InitFromError(f"model.init_from={folder}: no model.safetensors or {index.name} in it")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from harness.config.schema import ModelConfig
 from harness.model.build import build_on_meta
+from harness.model.rotary import fix_frequencies
 from harness.model.token_loss import TokenLoss
 
 TIED_HEAD = ("lm_head.weight", "model.embed_tokens.weight")
@@ -85,6 +86,13 @@ class Stage(nn.Module):
         return {embedding if tied and name == head else name: p for name, p in self.lm.named_parameters()}
 
 
-def build_stage(model: ModelConfig, attention: str, layers: range, loss: TokenLoss | None) -> Stage:
-    """A stage in fp32 on the meta device, attending through transformers' `attention` implementation."""
-    return Stage(build_on_meta(model, attention), layers, loss)
+def build_stage(
+    model: ModelConfig, attention: str, layers: range, loss: TokenLoss | None, seq_len: int | None = None
+) -> Stage:
+    """A stage in fp32 on the meta device, attending through transformers' `attention` implementation.
+
+    `seq_len`: tokens of the sequences that it will see, by which scaled rotary positions are chosen; null:
+    `model.max_position_embeddings`."""
+    built = build_on_meta(model, attention)
+    fix_frequencies(built.model.rotary_emb, seq_len or model.max_position_embeddings)
+    return Stage(built, layers, loss)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from harness.config.check import check
-from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.launch.launch import make_paths_absolute, plan_for
+from harness.model.composed import composed_run
 from harness.plan import Plan, plan_as_dict, render_plan
 from harness.preflight.finding import Finding, Subject
 from harness.text import bytes_text, count_text
@@ -14,7 +14,7 @@ from harness.text import bytes_text, count_text
 def check_config(overrides: list[str], config_dir: Path | None) -> tuple[Finding, Subject | None]:
     """What it comes to, and the run for the other steps: None where the config is wrong."""
     try:
-        config = compose(overrides, config_dir)
+        config = composed_run(overrides, config_dir)
         problems = check(config)
     except ConfigError as error:
         problems = error.problems

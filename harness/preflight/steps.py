@@ -31,6 +31,10 @@ CONFIG = Step("config", "composes, is possible, and what it comes to")
 STEPS = (
     CONFIG,
     Step("data", "every source opens and fits; the way to the last step, timed, with the memory that it takes"),
+    Step(
+        "weights",
+        "model.init_from computes the same logits as in plain transformers, on a few tokens, and all weights are used",
+    ),
     Step("storage", "runs_dir can be written, has room for the checkpoints, and how fast it is"),
     Step("staging", "data.stage_to can be written, what fits there, and how long copying takes"),
     Step("gpus", "as many as wanted, all alike, not throttled, no memory errors, free"),

@@ -173,6 +173,10 @@ class RunFolder:
             return []
         return sorted(int(name) for name in names if name.isdigit())
 
+    def has_checkpoints(self) -> bool:
+        """Whether the run has ever saved one that is still there, good or not."""
+        return any(self.checkpoints_dir.glob("step-*"))
+
     def newest_attempt(self) -> int | None:
         """Number of the newest attempt; an older one that still runs must not write any more."""
         attempts = self.attempts()

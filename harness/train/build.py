@@ -9,7 +9,7 @@ from harness.config.schema import Fp8Recipe, Precision, RootConfig
 from harness.fp8.selfcheck import faulty_kernels
 from harness.fp8.weights import Fp8Weights
 from harness.model.attention import Attention, choose_attention
-from harness.model.family import head_dim
+from harness.model.family import head_dim, slides
 from harness.model.memory import choose
 from harness.model.stage import build_stage
 from harness.model.token_loss import TokenLoss
@@ -42,6 +42,7 @@ def build_model(config: RootConfig, grid: Grid, device: torch.device, rank: int)
         head_dim=head_dim(config.model),
         heads=config.model.num_attention_heads,
         kv_heads=config.model.num_key_value_heads,
+        window=config.model.sliding_window if slides(config.model, config.data.seq_len) else None,
         cp=grid.cp,
         cp_rank=grid.cp_rank(rank),
         cp_group=meshes.cp,
@@ -81,7 +82,7 @@ def _divide(
     for number in own_stages(grid.pp_rank(rank), grid.pp, per_rank):
         last = number == len(layers) - 1
         loss = TokenLoss(z_loss=config.train.z_loss, tp_mesh=meshes.tp) if last else None
-        stage = build_stage(config.model, attention.name, layers[number], loss)
+        stage = build_stage(config.model, attention.name, layers[number], loss, config.data.seq_len)
         parallelize(stage, meshes, how)
         stages.append(stage.to_empty(device=device))
     if not how.sharded:

@@ -24,7 +24,8 @@ from harness.data.read_settings import ReadSettings
 from harness.data.skips import Skips
 from harness.data.stage_paths import StagedFiles
 from harness.data.token_files import TokenSource
-from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
+from harness.model.init import init_buffers, init_weights
+from harness.model.load import InitFromError, load_weights
 from harness.observe.board import Activity, Board, RankState, board_path
 from harness.observe.reads import BoardReads
 from harness.optim.ema import Ema
@@ -232,7 +233,7 @@ def _restore_or_init(
         started = time.perf_counter()
         for stage in model.stages:
             if config.model.init_from is not None:
-                load_weights(stage, Path(config.model.init_from))
+                load_weights(stage, Path(config.model.init_from).expanduser())
             else:
                 init_weights(stage, config.train.seed)
         optimizer.reset()

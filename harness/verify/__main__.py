@@ -17,11 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Verify; the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     # nothing heavy before this line: --help must answer at once
-    from harness.config.compose import compose
     from harness.config.errors import ConfigError
+    from harness.model.composed import composed_run
 
     try:
-        config = compose(options.overrides, options.config_dir)
+        config = composed_run(options.overrides, options.config_dir)
         _check(config)
         from harness.verify.command import Options, run
 

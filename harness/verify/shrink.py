@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from math import lcm
+from typing import Any, TypeVar
 
 from harness.config.layout import Layout, layout
 from harness.config.schema import (
@@ -18,8 +19,11 @@ from harness.config.schema import (
     SourceConfig,
     StageConfig,
 )
-from harness.model.family import head_dim
+from harness.model.family import head_dim, slides
+from harness.model.rope_scaling import LISTS
 from harness.verify.layouts import Case
+
+T = TypeVar("T")
 
 STEPS = 4
 END = 0
@@ -41,7 +45,9 @@ def shrink(config: RootConfig, cases: Sequence[Case], precision: Precision, *, o
     tp = lcm(*(found.tp for found in layouts))
     unit = 2 * lcm(*(found.cp for found in layouts)) * tp
     seq_len = _round_up(_SEQ_LEN, unit)
-    small.model = _small_model(config.model, tp, lcm(*(found.pp_stages for found in layouts)), seq_len, on_gpu)
+    small.model = _small_model(
+        config.model, tp, lcm(*(found.pp_stages for found in layouts)), seq_len, config.data.seq_len, on_gpu
+    )
     small.data = DataConfig(
         seq_len=seq_len,
         seed=config.data.seed,
@@ -67,7 +73,8 @@ def placed(small: RootConfig, case: Case) -> RootConfig:
     return run
 
 
-def _small_model(model: ModelConfig, tp: int, stages: int, seq_len: int, on_gpu: bool) -> ModelConfig:
+def _small_model(model: ModelConfig, tp: int, stages: int, seq_len: int, length: int, on_gpu: bool) -> ModelConfig:
+    """`length`: of the config's own sequences."""
     small = copy.deepcopy(model)
     interval = small.no_rope_layer_interval = min(model.no_rope_layer_interval, _NOPE_INTERVAL)
     each, rest = divmod(model.num_key_value_heads, tp)
@@ -75,10 +82,33 @@ def _small_model(model: ModelConfig, tp: int, stages: int, seq_len: int, on_gpu:
     small.num_attention_heads = small.num_key_value_heads * (model.num_attention_heads // model.num_key_value_heads)
     small.hidden_size, small.intermediate_size = _HIDDEN, _round_up(_INTERMEDIATE, tp)
     small.head_dim = head_dim(model) if on_gpu else min(head_dim(model), _HEAD_DIM)  # kernels go by it
-    small.num_hidden_layers = _round_up(max(interval, 2), stages)
+    least = 2 if model.no_rope_layers is None and model.layer_types is None else 4
+    small.num_hidden_layers = _round_up(max(interval, least), stages)
     small.vocab_size = _VOCAB if model.vocab_size % tp == 0 else _ODD_VOCAB
     small.max_position_embeddings = seq_len
-    small.init_from = None
+    small.init_from, small.init_from_changes = None, []
+    small.no_rope_layers = _spread(model.no_rope_layers, small.num_hidden_layers)
+    small.layer_types = _spread(model.layer_types, small.num_hidden_layers)
+    if model.sliding_window is not None:
+        small.sliding_window = seq_len // 4 if slides(model, length) else seq_len
+    if model.rope_scaling:
+        small.rope_scaling = _small_scaling(model.rope_scaling, head_dim(small), seq_len, length)
+    return small
+
+
+def _spread(values: list[T] | None, count: int) -> list[T] | None:
+    """`count` of `values`, evenly spread from the first to the last."""
+    if values is None:
+        return None
+    return [values[round(number * (len(values) - 1) / max(1, count - 1))] for number in range(count)]
+
+
+def _small_scaling(scaling: dict[str, Any], head: int, seq_len: int, length: int) -> dict[str, Any]:
+    """For heads of `head` numbers and sequences of `seq_len` tokens instead of `length`, which stay within what the model
+    was first trained on, or go beyond it."""
+    small = {key: value[: head // 2] if key in LISTS else value for key, value in scaling.items()}
+    if (first := scaling.get("original_max_position_embeddings")) is not None:
+        small["original_max_position_embeddings"] = seq_len // 2 if first < length else seq_len
     return small
 
 

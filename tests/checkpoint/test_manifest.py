@@ -85,3 +85,26 @@ def test_differences_name_key_and_both_values() -> None:
         "data.stages.0.weights.web: 1.0 in the checkpoint, 0.5 now",
         "model.hidden_size: 64 in the checkpoint, 32 now",
     ]
+
+
+def test_what_an_older_checkpoint_does_not_say_of_its_model_was_the_default(tmp_path: Path) -> None:
+    config = RootConfig()
+    config.model = tiny_model(init_from="elsewhere")
+    now = identity(config, {})
+    later = (
+        "rope_scaling",
+        "hidden_act",
+        "attention_bias",
+        "mlp_bias",
+        "sliding_window",
+        "layer_types",
+        "no_rope_layers",
+    )
+    old = {key: value for key, value in now.items() if key.removeprefix("model.") not in later}
+    assert len(now) - len(old) == len(later)
+    Manifest(3, 30, 1, 0, old, (), "2.13", 0.0).write(tmp_path)
+    assert differences(Manifest.read(tmp_path).identity, now) == []
+    config.model.hidden_act = "relu"
+    assert differences(Manifest.read(tmp_path).identity, identity(config, {})) == [
+        "model.hidden_act: silu in the checkpoint, relu now"
+    ]

@@ -24,7 +24,7 @@ from harness.data.loader import Loader
 from harness.export import model_files, weights
 from harness.export.__main__ import main
 from harness.model.build import transformers_config
-from harness.model.init import load_weights
+from harness.model.load import load_weights
 from harness.run.folder import RunFolder
 from harness.train.setup import open_data
 from tests.data.conftest import write_token_file

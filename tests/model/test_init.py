@@ -1,15 +1,11 @@
 """Initial weights must not depend on how many ranks there are or how they divide the model."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from harness.config.schema import ActivationCheckpoint, ModelConfig
-from harness.model.build import build_on_meta
-from harness.model.init import InitFromError, init_buffers, init_weights, load_weights
+from harness.model.init import init_buffers, init_weights
 from harness.model.stage import Stage, build_stage
 from harness.model.token_loss import TokenLoss
 from harness.parallel.apply import Treatment, parallelize
@@ -118,67 +114,6 @@ def test_seed_decides() -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(initial(tiny_model(), 1)[name], initial(tiny_model(), 1)[name])
     assert not torch.equal(initial(tiny_model(), 1)[name], initial(tiny_model(), 2)[name])
-
-
-def _loaded(rank: int, world_size: int, model: ModelConfig, folder: Path) -> dict[str, torch.Tensor]:
-    stages = own_part_of(model, grid(pp=2, tp=2), rank, 1)
-    for stage in stages:
-        load_weights(stage, folder)
-    return tensors_of(stages)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_weights_of_a_hugging_face_folder_are_loaded_in_parts(tied: bool, tmp_path: Path) -> None:
-    model = tiny_model(tie_word_embeddings=tied)
-    saved = build_on_meta(model, "sdpa").to_empty(device="cpu")
-    saved.tie_weights()
-    stage = whole(model)
-    init_weights(stage, 3)
-    saved.load_state_dict(stage.lm.state_dict())
-    saved.save_pretrained(tmp_path, max_shard_size="100KB" if tied else "50GB")
-    assert (tmp_path / "model.safetensors.index.json").exists() == tied
-    expected = tensors_of([stage])
-    ranks = in_ranks(_loaded, 4, model, tmp_path)
-    assert {name for full in ranks for name in full} == expected.keys()
-    for full in ranks:
-        for name, tensor in full.items():
-            assert torch.equal(tensor, expected[name]), name
-
-
-def test_tensors_that_do_not_fit_are_named_in_every_stage(tmp_path: Path) -> None:
-    model = tiny_model()
-    stages = [
-        build_stage(model, "sdpa", layers, TokenLoss(z_loss=0.0) if layers.stop == 4 else None).to_empty(device="cpu")
-        for layers in layers_of_stages(4, 2)
-    ]
-    for stage in stages:
-        with pytest.raises(InitFromError, match=r"model\.init_from=.*: no model\.safetensors"):
-            load_weights(stage, tmp_path)
-    build_on_meta(model, "sdpa").to_empty(device="cpu").save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    good = load_file(file)
-    name = "model.layers.1.mlp.up_proj.weight"
-    bad = {
-        f"has no tensor {name}": {k: v for k, v in good.items() if k != name},
-        f"{name} has shape": {**good, name: good[name][:5].clone()},
-        "has model.surprise": {**good, "model.surprise": torch.zeros(1)},
-    }
-    for message, tensors in bad.items():
-        save_file(tensors, file)
-        for stage in stages:
-            with pytest.raises(InitFromError, match=message):
-                load_weights(stage, tmp_path)
-
-
-def test_a_stored_copy_of_a_tied_head_is_left_aside(tmp_path: Path) -> None:
-    stage = whole(tiny_model())
-    init_weights(stage, 3)
-    save_file({n: t.clone() for n, t in stage.lm.state_dict().items()}, tmp_path / "model.safetensors")
-    assert (tmp_path / "model.safetensors").exists()
-    expected = tensors_of([stage])
-    init_weights(stage, 4)
-    load_weights(stage, tmp_path)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of([stage]).items())
 
 
 def test_buffers_of_later_stages_are_computed_without_touching_weights() -> None:

@@ -88,7 +88,7 @@ def test_a_step_that_crashes_fails_alone(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--only", "data,gpu"], "no such step as gpu; there are config, data, storage"),
+        (["--only", "data,gpu"], "no such step as gpu; there are config, data, weights"),
         (["train.steps=9", "--only", "gpu", "optim.lr=1"], "no such step as gpu"),
         (["--json", "/nowhere/found.json"], "/nowhere/found.json: no such folder"),
     ],

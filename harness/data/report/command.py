@@ -91,11 +91,11 @@ def _sources(words: list[str]) -> "list[TokenSource]":
 
 
 def _of_config(overrides: list[str]) -> dict[str, str]:
-    from harness.config.compose import compose
     from harness.config.errors import ConfigError
+    from harness.model.composed import composed_run
 
     try:
-        config = compose(overrides)
+        config = composed_run(overrides)
     except ConfigError as error:
         raise DataError("\n".join(error.problems)) from None
     return {name: source.path for name, source in config.data.sources.items()}

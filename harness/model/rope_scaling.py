@@ -1,0 +1,70 @@
+"""Which scaled rotary positions there are, and what each needs: `model.rope_scaling`. Imports no torch.
+
+The kinds and their parameters are those of transformers' `ROPE_INIT_FUNCTIONS`; a test holds them against it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to scale rotary positions."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+KINDS = {
+    "linear": Kind(("factor",)),
+    "dynamic": Kind(("factor",)),
+    "yarn": Kind(
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": Kind(
+        ("short_factor", "long_factor", "original_max_position_embeddings"), ("factor", "attention_factor")
+    ),
+    "llama3": Kind(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
+    "proportional": Kind((), ("factor", "partial_rotary_factor")),
+}
+
+LISTS = ("short_factor", "long_factor")
+"""Parameters with one number for each pair of a head's numbers."""
+
+
+def depends_on_length(scaling: Mapping[str, Any]) -> bool:
+    """Whether `model.max_position_embeddings` changes what the model computes within it."""
+    kind = scaling.get("rope_type")
+    needs_factor = kind == "yarn" or (kind == "longrope" and scaling.get("attention_factor") is None)
+    return kind == "dynamic" or (needs_factor and scaling.get("factor") is None)
+
+
+def rope_problems(scaling: Mapping[str, Any], head_dim: int) -> Iterator[str]:
+    """Sentences about a `model.rope_scaling` that transformers could not use, or would not use as it is meant."""
+    if not scaling:
+        return
+    name = scaling.get("rope_type")
+    kind = KINDS.get(str(name))
+    if kind is None:
+        yield f"model.rope_scaling.rope_type={name}: choose one of {', '.join(KINDS)}, or leave model.rope_scaling empty"
+        return
+    known = {"rope_type", *kind.needed, *kind.optional}
+    for key in sorted(set(scaling) - known):
+        yield f"model.rope_scaling.{key}={scaling[key]}: not a parameter of {name}; it has {', '.join(sorted(known))}"
+    for key in kind.needed:
+        if scaling.get(key) is None:
+            yield f"model.rope_scaling.{key} is missing: {name} needs it"
+    for key in set(scaling) & set(known) - {"rope_type", "truncate"}:
+        yield from _value_problems(key, scaling[key], head_dim)
+
+
+def _value_problems(key: str, value: Any, head_dim: int) -> Iterator[str]:
+    if value is None:
+        return
+    numbers = value if key in LISTS and isinstance(value, list) else [value]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) and number > 0 for number in numbers):
+        yield f"model.rope_scaling.{key}={value}: expected {'positive numbers' if key in LISTS else 'a positive number'}"
+    elif key in LISTS and len(numbers) != head_dim // 2:
+        yield f"model.rope_scaling.{key}: has {len(numbers)} numbers, expected {head_dim // 2}, half of model.head_dim={head_dim}"
