@@ -143,8 +143,8 @@ def _starting_remarks(config: RootConfig, run: RunFolder) -> list[str]:
 
     try:
         return remarks(config.model)
-    except FolderConfigError as error:
-        return error.problems
+    except FolderConfigError:
+        return []  # `readiness` says that there is no such folder
 
 
 def readiness(config: RootConfig) -> list[str]:

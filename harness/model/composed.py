@@ -17,7 +17,8 @@ def with_starting_model(config: RootConfig, overrides: list[str], extra_dir: Pat
     """`config`, which `compose` made of the overrides, whose keys of `model` that they leave open are those of the folder
     `model.init_from`. Changes it in place.
 
-    A run that has a checkpoint keeps the model that it was launched with: the folder is not looked at any more.
+    A run that has a checkpoint keeps the model that it was launched with: the folder is not looked at any more. A folder
+    that is missing is left to the launch to refuse, so that a dry run elsewhere can show all else.
     Raises ConfigError with every problem.
     """
     began = _begun_from_folder(config)
@@ -26,7 +27,7 @@ def with_starting_model(config: RootConfig, overrides: list[str], extra_dir: Pat
         for key, value in vars(began).items():
             if key not in typed:
                 setattr(config.model, key, value)
-    elif config.model.init_from is not None:
+    elif config.model.init_from is not None and Path(config.model.init_from).expanduser().exists():
         from harness.model.starting_model import FolderConfigError, taken_from_folder
 
         try:

@@ -46,6 +46,10 @@ def weight_problems(model: ModelConfig) -> list[str]:
     Reads headers, and the embedding and head if both are stored although they are tied. Takes seconds to import."""
     assert model.init_from is not None
     folder = Path(model.init_from).expanduser()
+    if not folder.exists():
+        return [
+            f"model.init_from={folder}: no such folder; give one with config.json and safetensors (models are not downloaded)"
+        ]
     whole = build_on_meta(model, "sdpa")
     try:
         _sources(whole, folder)

@@ -7,6 +7,7 @@ import pytest
 from harness.config.errors import ConfigError
 from harness.config.schema import ModelConfig
 from harness.model.composed import composed_run
+from harness.model.load import weight_problems
 from harness.run.folder import RunFolder
 from tests.tiny import tiny_model, tiny_run
 
@@ -44,8 +45,11 @@ def test_once_there_is_a_checkpoint_the_folder_is_neither_needed_nor_frozen(tmp_
 
 def test_before_the_first_checkpoint_the_folder_is_needed(tmp_path: Path) -> None:
     run = run_of(tmp_path, checkpoint=False, **BEGAN)
-    with pytest.raises(ConfigError, match=r"model\.init_from=/gone/hf: /gone/hf: no such folder"):
-        again(run, "model.init_from=/gone/hf")
+    (tmp_path / "hf").mkdir()
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        again(run, f"model.init_from={tmp_path / 'hf'}")
+    missing = again(run, "model.init_from=/gone/hf")
+    assert weight_problems(missing)[0].startswith("model.init_from=/gone/hf: no such folder")
     assert again(run).model_type == "smollm3", "left out, it is a run from random weights"
 
 
