@@ -12,7 +12,12 @@ def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "prepare", help="turn documents into token files", description="Turn documents into token files."
     )
     add = parser.add_argument
-    add("--input", required=True, help="file or folder, a data set saved with save_to_disk, or a hub name")
+    add(
+        "--input",
+        required=True,
+        action="append",
+        help="file or folder, a data set saved with save_to_disk, or a hub name; repeatable",
+    )
     add("--output", required=True, type=Path, help="folder to make; complete or absent, never overwritten")
     add("--format", choices=FORMATS, help="default: by file names; needed for a hub name")
     add("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
@@ -32,7 +37,7 @@ def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=int,
         default=0,
         metavar="N",
-        help="let so many broken lines of each JSONL file pass (default: 0)",
+        help="tolerate up to N bad rows per file: malformed JSON, no text under --text-key (default: 0)",
     )
     add("--workers", type=int, metavar="N", help="processes at once on this machine (default: one per core)")
     add(

@@ -51,7 +51,7 @@ class IndexEvals(PipelineStep):
         for name, place in self.rule.evals.items():
             hashes: set[int] = set()
             items = short = 0
-            for text in eval_texts(name, place, self.rule.keys, self.folder / name):
+            for text in eval_texts(name, place, self.rule.keys):
                 cut = words.word_tokenize(simplify_text(text, config.norm_config))
                 items, short = items + 1, short + (len(cut) < config.n_grams)
                 hashes.update(hashed(" ".join(run)) for run in ngrams(cut, config.n_grams))
@@ -65,11 +65,11 @@ class IndexEvals(PipelineStep):
         write_json(self.folder / "evals.json", found)
 
 
-def eval_texts(name: str, place: str, keys: list[str], scratch: Path) -> Iterator[str]:
+def eval_texts(name: str, place: str, keys: list[str]) -> Iterator[str]:
     """The text of each item of an eval set: its keys joined. Raises DataError that names the recipe's key."""
     try:
         inputs = find_inputs(place, None, keys[0])
-        yield from read_documents(inputs, scratch, keys)
+        yield from read_documents(inputs, keys)
     except DataError as error:
         message = str(error).replace("--input ", "").replace("Pass --text-key.", "Set decontaminate.keys.")
         raise DataError(f"decontaminate.evals.{name}: {message}") from None

@@ -1,18 +1,29 @@
 """The last step of a preparation: the manifest, and the rename that makes the output appear."""
 
+import json
 import os
 import shutil
 from datetime import UTC, datetime
 from typing import Any
 
+from harness.data.documents.passed_over import BAD_ROW, PassedOver, as_record, counts
 from harness.data.preparation.decontamination import read_eval_facts
+from harness.data.preparation.encode import encoding_facts
 from harness.data.preparation.folder import LOCK
-from harness.data.preparation.job import JOB, MANIFEST, TOKENIZER_NAME, Job
+from harness.data.preparation.job import JOB, MANIFEST, PASSED_OVER, TOKENIZER_NAME, Job
 from harness.data.preparation.steps import file_entry, read_sums
-from harness.data.preparation.tallies import as_manifest, bad_lines, read_tallies, refuse_if_nothing_is_left
+from harness.data.preparation.tallies import (
+    as_manifest,
+    encoding_stats,
+    read_account,
+    read_tallies,
+    refuse_if_nothing_is_left,
+    refuse_lost_documents,
+)
 from harness.data.token_files import open_source
+from harness.data.tokenizer.encoder import open_encoder, remarks
 from harness.data.tokenizer_files import read_tokenizer
-from harness.run.files import fsync_folder, write_json
+from harness.run.files import fsync_folder, write_atomic, write_json
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -25,7 +36,7 @@ def finish(job: Job) -> dict[str, Any]:
     partial = job.folder
     write_json(partial / MANIFEST, manifest)
     shutil.rmtree(job.work, ignore_errors=True)
-    for pattern in (LOCK, JOB, "slurm.json", "slurm_options.json", "logs/*/executor.pik", "logs/*/inputs.list"):
+    for pattern in (LOCK, JOB, "slurm.json", "slurm_options.json", "logs/*/executor.pik"):
         for file in partial.glob(pattern):
             file.unlink()
     fsync_folder(partial)
@@ -37,8 +48,12 @@ def finish(job: Job) -> dict[str, Any]:
 def _manifest(job: Job) -> dict[str, Any]:
     source = open_source("prepared", job.folder)
     facts = read_tokenizer(job.tokenizer)
-    first = "filter" if job.recipe.drops else "tokenise"
+    encoder = open_encoder(job.tokenizer, facts.eos_token)
+    documents = sum(file.stat().st_size // 8 for file in job.folder.glob("*.ds.index"))
+    refuse_lost_documents(job, documents)
     tallies = read_tallies(job, ["filter", "tokenise"] if job.recipe.drops else ["tokenise"])
+    passed_over = [*job.inputs.passed_over, *read_account(job)]
+    found = counts(passed_over)
     evals = read_eval_facts(job.work / "evals") if job.recipe.decontaminate else None
     tokenizer_files = sorted(job.tokenizer.parent.iterdir())
     return {
@@ -46,18 +61,32 @@ def _manifest(job: Job) -> dict[str, Any]:
         "made_from": job.made_from,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "tokens": source.tokens,
-        "documents": sum(file.stat().st_size // 8 for file in job.folder.glob("*.ds.index")),
+        "documents": documents,
         "token_size": source.token_size,
         "tokenizer": TOKENIZER_NAME,
         "vocab_size": facts.size,
         "eos_token": facts.eos_token,
         "eos_token_id": facts.eos_token_id,
         "steps": as_manifest(tallies),
-        "bad_lines": bad_lines(job, first),
+        "frame": {"before": encoder.names(encoder.before), "after": encoder.names(encoder.after)},
+        "remarks": remarks(job.tokenizer, encoder),
+        **encoding_facts(encoding_stats(job)),
+        "passed_over": found,
+        "bad_lines": found["rows"].get(BAD_ROW, 0),
         **({"evals": evals} if evals else {}),
         "token_files": [{"name": file.path.name, "tokens": file.tokens} for file in source.files],
         "files": [
             *read_sums(job.work / "sums", job.inputs.tasks),
             *(file_entry(file, job.folder) for file in tokenizer_files),
+            *_list_passed_over(job, passed_over),
         ],
     }
+
+
+def _list_passed_over(job: Job, entries: list[PassedOver]) -> list[dict[str, Any]]:
+    """Write the list, where there is anything on it; its line in the manifest."""
+    if not entries:
+        return []
+    file = job.folder / PASSED_OVER
+    write_atomic(file, "".join(json.dumps(as_record(entry)) + "\n" for entry in entries))
+    return [file_entry(file, job.folder)]

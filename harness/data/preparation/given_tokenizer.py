@@ -1,11 +1,16 @@
 """The tokenizer that the user gave: checked, and kept beside the token files."""
 
+import contextlib
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 from harness.data.errors import DataError
 from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
+
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files that may lie beside a tokenizer.json, and say what transformers should know of it."""
 
 
 def given_tokenizer(name: str, eos_token: str | None) -> TokenizerFacts:
@@ -23,21 +28,32 @@ def given_tokenizer(name: str, eos_token: str | None) -> TokenizerFacts:
     return facts
 
 
+def tokenizer_files(path: Path) -> list[Path]:
+    """The files of a tokenizer that are kept beside the data: `path` (a tokenizer.json, whatever its name) and those that go with it."""
+    return [path, *(file for name in BESIDE if (file := path.with_name(name)).is_file())]
+
+
+def digest(file: Path) -> str:
+    """Changes with what a file of JSON says, not with how it is laid out; of any other file with its bytes."""
+    content = file.read_bytes()
+    with contextlib.suppress(ValueError):
+        content = json.dumps(json.loads(content), sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def copy_tokenizer(name: str, eos_token: str | None, target: Path) -> None:
     """Copy it to `target` (a tokenizer.json), with the end-of-document token that is used. Raises DataError."""
-    from tokenizers import Tokenizer
+    from harness.data.tokenizer.encoder import load_tokenizer
 
     facts = given_tokenizer(name, eos_token)
     try:
-        Tokenizer.from_file(str(facts.path))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"--tokenizer {name}: the tokenizers library cannot load it: {error}") from None
+        load_tokenizer(facts.path)
+    except DataError as error:
+        raise DataError(f"--tokenizer {name}: {error}") from None
     folder = target.parent
     folder.mkdir(exist_ok=True)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        source = facts.path if file == "tokenizer.json" else facts.path.with_name(file)
-        if source.is_file():
-            shutil.copyfile(source, folder / file)
+    for file in tokenizer_files(facts.path):
+        shutil.copyfile(file, target if file == facts.path else folder / file.name)
     if eos_token:
         config = folder / "tokenizer_config.json"
         content = json.loads(config.read_text()) if config.is_file() else {}

@@ -3,17 +3,22 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.data.documents.compressed import OPENERS, split_compression
+from harness.data.documents.passed_over import PassedOver, examples, printable
+from harness.data.documents.walk import Found, FoundFile, look_at, walk
 from harness.data.errors import DataError
 
 SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst"),
-    "jsonl": (".jsonl", ".jsonl.gz"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet",),
 }
+"""Format -> suffixes of its files. Those of text and jsonl may be followed by one of `OPENERS`."""
 FORMATS = (*SUFFIXES, "dataset")
 TASK_BYTES = 1 << 25
 """About so much input makes one task, and so one token file. Depends on the input alone: more workers, same files."""
@@ -27,19 +32,20 @@ class Inputs:
     """Documents to read."""
 
     path: str
-    """As the user gave it; for `dataset` the folder of one split, or a hub name."""
+    """As the user gave it, several joined by commas; for `dataset` the folder of one split, or a hub name."""
     format: str
     text_key: str
-    root: Path = Path()
-    """Folder that `files` are relative to."""
     files: tuple[str, ...] = ()
+    """Absolute, in the order in which they are shared out to tasks."""
     total: int | None = None
-    """Bytes (text, jsonl) or rows (parquet, dataset) in all, for the progress bar; None: unknown (gz)."""
+    """Bytes (text, jsonl) or rows (parquet, dataset) in all, for the progress bar; None: unknown (compressed)."""
     tasks: int = 1
     split: str | None = None
     """Split of a data set on the hub; None: saved on disk."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Changes when the input does: a digest of names, sizes and times of the files, or the data set's fingerprint."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Files of the input that are not read."""
 
     @property
     def unit(self) -> str:
@@ -47,91 +53,177 @@ class Inputs:
         return "B" if self.format in ("text", "jsonl") else " rows"
 
 
-def find_inputs(path: str, format: str | None, text_key: str) -> Inputs:
-    """Work out what `path` holds. Raises DataError when it does not exist, holds nothing, or holds several formats."""
+def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str) -> Inputs:
+    """Work out what `paths` hold together.
+
+    Raises DataError when one does not exist or is given twice, when they hold nothing to read, or several formats.
+    """
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    _refuse_overlap(paths)
+    for path in paths:
+        data_set = _data_set(path, format, text_key)
+        if data_set is not None and len(paths) > 1:
+            raise DataError(
+                f"--input {path}: a data set of the library datasets must be the only --input. Prepare it by itself."
+            )
+        if data_set is not None:
+            return data_set
+    found = [_look(path) for path in paths]
+    named = " --input ".join(paths)
+    format = format or _format_of(named, found, paths)
+    return _from_files(
+        named, format, text_key, [_choose(one, format, path) for one, path in zip(found, paths, strict=True)]
+    )
+
+
+def _refuse_overlap(paths: list[str]) -> None:
+    real = [os.path.realpath(os.path.expanduser(path)) for path in paths]
+    for at, one in enumerate(real):
+        for other in range(at):
+            if one == real[other] or one.startswith(f"{real[other]}/") or real[other].startswith(f"{one}/"):
+                raise DataError(
+                    f"--input {paths[at]}: overlaps --input {paths[other]}: documents would be read twice. Leave one out."
+                )
+
+
+def _data_set(path: str, format: str | None, text_key: str) -> Inputs | None:
+    """None: `path` holds files."""
     place = Path(path).expanduser()
     if not place.exists():
         if format == "dataset":
             return _hub_dataset(path, text_key)
         raise DataError(f"--input {path}: does not exist. For the name of a data set on the hub add --format dataset.")
     if format in (None, "dataset") and (saved := _saved_dataset(place)):
-        return _disk_dataset(saved, text_key)
+        return _disk_dataset(*saved, text_key)
     if format == "dataset":
         raise DataError(
             f"--input {path}: no data set saved with save_to_disk (no state.json or dataset_dict.json in it)"
         )
-    root, files = (place.parent, [place]) if place.is_file() else (place, _files_under(place))
-    found = {kind: [file for file in files if file.name.lower().endswith(ends)] for kind, ends in SUFFIXES.items()}
-    if format is None:
-        kinds = [kind for kind, matching in found.items() if matching]
-        if len(kinds) > 1:
-            raise DataError(f"--input {path}: holds {' and '.join(kinds)} files. Choose one with --format.")
-        if not kinds:
-            wanted = ", ".join(end for ends in SUFFIXES.values() for end in ends)
-            raise DataError(
-                f"--input {path}: no file to read. Names must end in {wanted}; a single file may have any with --format."
-            )
-        format = kinds[0]
-    chosen = files if place.is_file() else found[format]
-    if not chosen:
-        raise DataError(f"--input {path}: no {format} file. Names must end in {', '.join(SUFFIXES[format])}.")
-    return _from_files(path, format, text_key, root, chosen)
+    return None
 
 
-def _files_under(folder: Path) -> list[Path]:
-    """All files at any depth, sorted. Raises DataError for a folder that cannot be read: it must not be passed over."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}")
-
-    return sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
-
-
-def _from_files(path: str, format: str, text_key: str, root: Path, files: list[Path]) -> Inputs:
+def _look(path: str) -> Found:
+    place = os.path.abspath(os.path.expanduser(path))
+    if os.path.isdir(place):
+        return walk(place)
     try:
-        stats = [file.stat() for file in files]
-    except OSError as error:  # a link to nothing, say
-        raise DataError(f"--input {error.filename}: cannot be read: {error.strerror}") from None
-    names = tuple(str(file.relative_to(root)) for file in files)
-    size = sum(stat.st_size for stat in stats)
-    if size == 0:
-        raise DataError(f"--input {path}: all files are empty")
+        return Found([look_at(place)])
+    except OSError as error:
+        raise DataError(f"--input {path}: cannot be read: {error.strerror}") from None
+
+
+def _kind(name: str) -> str | None:
+    """The format that a file's name tells."""
+    plain, compression = split_compression(name)
+    for kind, suffixes in SUFFIXES.items():
+        if plain.endswith(suffixes) and not (compression and kind == "parquet"):
+            return kind
+    return None
+
+
+def _format_of(named: str, found: list[Found], paths: list[str]) -> str:
+    there = {_kind(file.name) for one in found for file in one.files if file.size}
+    kinds = [kind for kind in SUFFIXES if kind in there]
+    if len(kinds) > 1:
+        raise DataError(f"--input {named}: holds {' and '.join(kinds)} files. Choose one with --format.")
+    if kinds:
+        return kinds[0]
+    if any(_kind(file.name) for one in found for file in one.files):
+        raise DataError(f"--input {named}: all files are empty")
+    suffixes = ", ".join(suffix for kind in SUFFIXES.values() for suffix in kind)
+    raise DataError(
+        f"--input {named}: no file to read. Names must end in {suffixes}; text and JSON may be compressed ({', '.join(OPENERS)}). "
+        f"A single file may have any name with --format.{_listing(found)}"
+    )
+
+
+def _listing(found: list[Found]) -> str:
+    """What lies there instead, for an error."""
+    entries = [PassedOver(printable(file.path), "unknown suffix") for one in found for file in one.files]
+    lines = list(examples(entries + [entry for one in found for entry in one.passed_over]))
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _choose(found: Found, format: str, path: str) -> Found:
+    """The files that are read, and why the others are not."""
+    chosen = Found(passed_over=list(found.passed_over))
+    named = os.path.isfile(os.path.expanduser(path))
+    for file in found.files:
+        kind = format if named else _kind(file.name)
+        if kind is None:
+            reason = "unknown suffix"
+        elif kind != format:
+            reason = f"another format ({kind})"
+        elif not file.size:
+            reason = "empty file"
+        else:
+            chosen.files.append(file)
+            continue
+        chosen.passed_over.append(PassedOver(printable(file.path), reason))
+    return chosen
+
+
+def _from_files(path: str, format: str, text_key: str, found: list[Found]) -> Inputs:
+    files = [file for one in found for file in one.files]
+    passed_over = tuple(entry for one in found for entry in one.passed_over)
+    if not files:
+        if any(entry.reason == "empty file" for entry in passed_over):
+            raise DataError(f"--input {path}: all files are empty")
+        raise DataError(
+            f"--input {path}: no {format} file. Names must end in {', '.join(SUFFIXES[format])}.{_listing(found)}"
+        )
+    size = sum(file.size for file in files)
     total: int | None = size
     if format == "parquet":
-        total = sum(_parquet_rows(file, text_key) for file in files)
-    elif any(name.endswith(".gz") for name in names):
+        total = sum(_parquet_rows(file.path, text_key) for file in files)
+    elif any(split_compression(file.name)[1] for file in files):
         total = None
-    listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
-    digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
-    tasks = min(len(files), _tasks(size))
-    return Inputs(path, format, text_key, root, names, total, tasks, identity={"files": len(files), "digest": digest})
+    return Inputs(
+        path,
+        format,
+        text_key,
+        tuple(file.path for file in files),
+        total,
+        min(len(files), _tasks(size)),
+        identity={"files": len(files), "digest": _digest(one.files for one in found)},
+        passed_over=passed_over,
+    )
+
+
+def _digest(inputs: Iterable[list[FoundFile]]) -> str:
+    listing = [[[file.name, file.size, file.modified_ns] for file in files] for files in inputs]
+    return hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
 
 
 def _tasks(size: int) -> int:
     return max(1, size // min(max(TASK_BYTES, size // MANY_TASKS), MAX_TASK_BYTES))
 
 
-def _parquet_rows(file: Path, text_key: str) -> int:
+def _parquet_rows(file: str, text_key: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: no Parquet file: {error}") from None
+        raise DataError(f"{printable(file)}: no Parquet file: {error}") from None
     columns = metadata.schema.to_arrow_schema().names
     if text_key not in columns:
-        raise DataError(f"{file}: no column {text_key!r}; there are {', '.join(columns)}. Pass --text-key.")
+        raise DataError(f"{printable(file)}: no column {text_key!r}; there are {', '.join(columns)}. Pass --text-key.")
     return int(metadata.num_rows)
 
 
-def _saved_dataset(place: Path) -> Path | None:
-    """The folder of one split under a folder written by `save_to_disk`."""
+def _saved_dataset(place: Path) -> tuple[Path, tuple[PassedOver, ...]] | None:
+    """The folder of one split under a folder written by `save_to_disk`, and the splits that are not read."""
     if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
-        return place
+        return place, ()
     if (place / "dataset_dict.json").is_file():
-        splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
-        return place / _choose_split(splits, str(place))
+        try:
+            splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"--input {place}: its dataset_dict.json cannot be read: {error!r}") from None
+        split = _choose_split(splits, str(place))
+        return place / split, _other_splits(splits, split)
     return None
 
 
@@ -145,30 +237,37 @@ def _choose_split(splits: list[str], path: str) -> str:
     )
 
 
-def _disk_dataset(folder: Path, text_key: str) -> Inputs:
+def _other_splits(splits: list[str], chosen: str) -> tuple[PassedOver, ...]:
+    return tuple(PassedOver(f"{split}/", "another split") for split in splits if split != chosen)
+
+
+def _disk_dataset(folder: Path, passed_over: tuple[PassedOver, ...], text_key: str) -> Inputs:
     from datasets import load_from_disk
 
     try:
         dataset = load_from_disk(str(folder))
     except Exception as error:  # datasets raises many kinds for a damaged folder
         raise DataError(f"--input {folder}: datasets cannot open it: {error}") from None
-    return _from_dataset(str(folder), dataset, text_key, None)
+    return _from_dataset(str(folder.absolute()), dataset, text_key, None, passed_over)
 
 
 def _hub_dataset(name: str, text_key: str) -> Inputs:
     from datasets import get_dataset_split_names, load_dataset
 
     try:
-        split = _choose_split(get_dataset_split_names(name), name)
+        splits = get_dataset_split_names(name)
+        split = _choose_split(splits, name)
         dataset = load_dataset(name, split=split)
     except DataError:
         raise
     except Exception as error:  # no such data set, no network, gated, needs a config name, ...
         raise DataError(f"--input {name}: no such path, and datasets cannot load it from the hub: {error}") from None
-    return _from_dataset(name, dataset, text_key, split)
+    return _from_dataset(name, dataset, text_key, split, _other_splits(splits, split))
 
 
-def _from_dataset(path: str, dataset: Any, text_key: str, split: str | None) -> Inputs:
+def _from_dataset(
+    path: str, dataset: Any, text_key: str, split: str | None, passed_over: tuple[PassedOver, ...]
+) -> Inputs:
     if text_key not in dataset.column_names:
         raise DataError(
             f"--input {path}: no column {text_key!r}; there are {', '.join(dataset.column_names)}. Pass --text-key."
@@ -178,4 +277,6 @@ def _from_dataset(path: str, dataset: Any, text_key: str, split: str | None) -> 
         raise DataError(f"--input {path}: the data set is empty")
     identity = {"fingerprint": dataset._fingerprint, "rows": rows, "split": split}
     tasks = min(rows, _tasks(dataset.data.nbytes))
-    return Inputs(path, "dataset", text_key, total=rows, tasks=tasks, split=split, identity=identity)
+    return Inputs(
+        path, "dataset", text_key, total=rows, tasks=tasks, split=split, identity=identity, passed_over=passed_over
+    )

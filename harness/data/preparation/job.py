@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.documents.passed_over import PassedOver
 from harness.data.preparation.inputs import Inputs
 from harness.data.preparation.recipe import Recipe, recipe_from_dict
 from harness.run.files import write_json
@@ -12,6 +13,8 @@ from harness.run.files import write_json
 JOB = "job.json"
 TOKENIZER_NAME = "tokenizer/tokenizer.json"
 MANIFEST = "manifest.json"
+PASSED_OVER = "passed_over.jsonl"
+"""In the output: a line for each file, and for the rows of each file, that were not read, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Job:
     """Where it is made; becomes `output` when it is complete."""
     output: Path
     input: str
-    """As the user gave it."""
+    """As the user gave it; several joined by --input."""
     inputs: Inputs
     recipe: Recipe
     vocab_size: int | None
@@ -43,6 +46,11 @@ class Job:
         """What only the stages need; removed at the end."""
         return self.folder / "work"
 
+    @property
+    def account(self) -> Path:
+        """Where the tasks that read the input list the rows that they passed over."""
+        return self.work / "passed_over"
+
     def logs(self, stage: str) -> Path:
         """datatrove's folder for a stage: completions, stats, logs."""
         return self.folder / "logs" / stage
@@ -54,8 +62,7 @@ class Job:
 
 def write_job(job: Job) -> None:
     """Write it into its folder."""
-    inputs = asdict(job.inputs) | {"root": str(job.inputs.root)}
-    content = asdict(job) | {"folder": str(job.folder), "output": str(job.output), "inputs": inputs}
+    content = asdict(job) | {"folder": str(job.folder), "output": str(job.output)}
     write_json(job.folder / JOB, content)
 
 
@@ -63,7 +70,8 @@ def read_job(folder: Path) -> Job:
     """The job of a folder. Raises OSError and ValueError where there is none."""
     content = json.loads((folder / JOB).read_text(encoding="utf-8"))
     inputs = content["inputs"]
-    inputs |= {"root": Path(inputs["root"]), "files": tuple(inputs["files"])}
+    passed_over = tuple(PassedOver(**entry) for entry in inputs["passed_over"])
+    inputs |= {"files": tuple(inputs["files"]), "passed_over": passed_over}
     return Job(
         **content
         | {

@@ -6,24 +6,31 @@ The output holds `*.ds` with index, metadata and checksums, `tokenizer/`, `logs/
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from harness.data.errors import DataError
 from harness.data.preparation.folder import has_completed_tasks, partial_folder, remove
-from harness.data.preparation.given_tokenizer import copy_tokenizer, given_tokenizer
+from harness.data.preparation.given_tokenizer import copy_tokenizer, digest, given_tokenizer, tokenizer_files
 from harness.data.preparation.inputs import Inputs, find_inputs
 from harness.data.preparation.job import MANIFEST, Job, read_job, write_job
 from harness.data.preparation.recipe import Recipe, describe, read_recipe
+from harness.data.preparation.summary import print_summary
 from harness.data.preparation.train_tokenizer import DEFAULT_VOCAB_SIZE, EOS_TOKEN, MIN_VOCAB_SIZE
+
+METHOD = 2
+"""Rises when the same input and options give other token files than before: what was made until then is told apart."""
 
 
 @dataclass(frozen=True)
 class Request:
     """What the user asked for."""
 
-    input: str
+    input: str | Sequence[str]
+    """One, or several that are read together."""
     output: Path
     format: str | None = None
     text_key: str = "text"
@@ -50,7 +57,7 @@ def prepare(request: Request) -> dict[str, Any] | None:
     made_from = _made_from(request, inputs, recipe)
     output = request.output.expanduser().absolute()
     if (manifest := _existing(output, made_from)) is not None:
-        print(f"{output} is already complete: {summary(manifest)}")
+        print_summary(f"{output} is already complete", manifest, inputs)
         return manifest
     try:
         with partial_folder(output) as partial:
@@ -63,7 +70,7 @@ def prepare(request: Request) -> dict[str, Any] | None:
         reason = error.strerror or str(error)
         raise DataError(f"--output {output}: cannot write {error.filename or 'to it'}: {reason}") from None
     if manifest is not None:
-        print(f"{output}: {summary(manifest)}")
+        print_summary(str(output), manifest, inputs)
     return manifest
 
 
@@ -101,7 +108,7 @@ def _take_over(request: Request, inputs: Inputs, recipe: Recipe, made_from: dict
     except (OSError, ValueError, KeyError, TypeError):
         remove(partial)  # nothing was begun
     else:
-        if differing := sorted(key for key in made_from if earlier.get(key) != made_from[key]):
+        if differing := _differing(made_from, earlier):
             if has_completed_tasks(partial):
                 raise DataError(
                     f"--output {output}: {partial.name} beside it holds an unfinished preparation from something else "
@@ -114,7 +121,7 @@ def _take_over(request: Request, inputs: Inputs, recipe: Recipe, made_from: dict
     job = Job(
         folder=partial,
         output=output,
-        input=request.input,
+        input=inputs.path,
         inputs=inputs,
         recipe=recipe,
         vocab_size=vocab_size,
@@ -152,16 +159,22 @@ def _check(request: Request) -> None:
 
 
 def _made_from(request: Request, inputs: Inputs, recipe: Recipe) -> dict[str, Any]:
-    """All that the output depends on."""
+    """All that the output depends on. Versions of the libraries count for what is unfinished alone: see `_existing`."""
     tokenizer: dict[str, Any] = {"trained": True, "vocab_size": request.vocab_size or DEFAULT_VOCAB_SIZE}
     if request.tokenizer:
         facts = given_tokenizer(request.tokenizer, request.eos_token)
-        tokenizer = {"trained": False, "identity": facts.identity, "eos_token": request.eos_token or facts.eos_token}
+        tokenizer = {
+            "trained": False,
+            "eos_token": request.eos_token or facts.eos_token,
+            "files": {file.name: digest(file) for file in tokenizer_files(facts.path)},
+        }
     elif request.eos_token:
         raise DataError(
             f"--eos-token {request.eos_token}: goes with --tokenizer; a trained one ends documents with {EOS_TOKEN}"
         )
     return {
+        "method": METHOD,
+        "versions": {name: version(name) for name in ("datatrove", "tokenizers")},
         "format": inputs.format,
         "text_key": inputs.text_key if inputs.format != "text" else None,
         "identity": inputs.identity,
@@ -177,7 +190,7 @@ def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
-        differing = sorted(key for key, value in made_from.items() if manifest["made_from"].get(key) != value)
+        differing = _differing(made_from, manifest["made_from"], but="versions")
     except (OSError, ValueError, KeyError, AttributeError):
         raise DataError(f"--output {output}: exists and is no prepared data set. Choose another folder.") from None
     if differing:
@@ -197,16 +210,6 @@ def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def summary(manifest: dict[str, Any]) -> str:
-    """What was made, in a sentence, and what was dropped for it."""
-    wanted = manifest["made_from"]["tokenizer"].get("vocab_size", manifest["vocab_size"])
-    fewer = (
-        f" (of {wanted:,} asked for: the text holds no more pairs to merge)" if manifest["vocab_size"] < wanted else ""
-    )
-    read = manifest["steps"][0]["documents"]
-    of = f" of {read:,}" if len(manifest["steps"]) > 1 else ""
-    bad = f", {manifest['bad_lines']:,} broken lines let pass (logs/*/bad_lines)" if manifest["bad_lines"] else ""
-    return (
-        f"{manifest['tokens']:,} tokens in {manifest['documents']:,}{of} documents, {len(manifest['token_files'])} token file(s), "
-        f"vocabulary {manifest['vocab_size']:,}{fewer}{bad}"
-    )
+def _differing(made_from: dict[str, Any], other: dict[str, Any], but: str = "") -> list[str]:
+    """Keys of what is not the same, `but` aside."""
+    return sorted(key for key, value in made_from.items() if key != but and other.get(key) != value)

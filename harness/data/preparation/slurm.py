@@ -21,6 +21,7 @@ from harness.data.errors import DataError
 from harness.data.preparation.finish import finish
 from harness.data.preparation.job import Job, read_job
 from harness.data.preparation.stages import Stage, stages
+from harness.data.preparation.summary import print_summary
 from harness.data.preparation.task import FAILED, describe, incomplete
 from harness.run.files import read_json, write_atomic, write_json
 
@@ -150,7 +151,7 @@ def run_array_job(folder: Path, name: str) -> int:
                 raise DataError(
                     f"{name} needs {stage.name}, of which {len(left)} of {stage.tasks} tasks are not complete"
                 )
-        finish(job)
+        print_summary(str(job.output), finish(job), job.inputs)
     except (DataError, OSError) as error:
         print(f"error: {describe(error, job)}", file=sys.stderr)
         file = job.work / "errors" / name / f"{rank:05d}"

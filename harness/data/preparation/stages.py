@@ -23,21 +23,16 @@ from datatrove.pipeline.dedup import (
     MinhashDedupFilter,
     MinhashDedupSignature,
 )
-from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.pipeline.writers import JsonlWriter
 
 from harness.data.preparation.decontamination import HASHES, IndexEvals, decontamination_config
+from harness.data.preparation.encode import EncodeDocuments
 from harness.data.preparation.job import TOKENIZER_NAME, Job
 from harness.data.preparation.language import LanguageFilter
-from harness.data.preparation.readers import make_reader
+from harness.data.preparation.readers import DocumentReader
 from harness.data.preparation.recipe import FILTERS, MinhashRule
 from harness.data.preparation.steps import CountProgress, KeptDocuments, RemovedSample, Seal, Tally, TrainTokenizer
-from harness.data.tokenizer_files import read_tokenizer
 
-ENCODE_BATCH = 256
-"""Documents tokenised at once; bounds the memory of a task."""
-SEED = 0
-"""Of the shuffle of the documents inside each file. The order of training is the run's own (data.seed)."""
 TASKS_PER_EXACT_FINDER = 64
 """Signature files that one task of the stage `exact` merges, on average."""
 
@@ -90,7 +85,7 @@ def _index_evals(job: Job) -> Pipeline:
 def _filter(job: Job) -> Pipeline:
     """Everything that looks at one document alone."""
     recipe = job.recipe
-    pipeline = [_reader(job, "filter"), CountProgress(job.progress("filter")), Tally("read")]
+    pipeline = [_reader(job, account=True), CountProgress(job.progress("filter")), Tally("read")]
     if recipe.language:
         pipeline += [LanguageFilter(recipe.language, _removed(job, "language")), Tally("language", languages=True)]
     for name, given in recipe.filters.items():
@@ -134,23 +129,23 @@ def _train(job: Job) -> Pipeline:
 
 
 def _tokenise(job: Job) -> Pipeline:
-    eos_token = read_tokenizer(job.tokenizer).eos_token
-    tokeniser = DocumentTokenizer(
-        str(job.folder), str(job.tokenizer), eos_token=eos_token, batch_size=ENCODE_BATCH, seed=SEED
-    )
+    encode = EncodeDocuments(job.folder, job.tokenizer)
     progress = CountProgress(job.progress("tokenise"), documents=job.recipe.drops)
-    first, *rest = _final_documents(job, keep_removed=True)
+    first, *rest = _final_documents(job, for_good=True)
     tallies = [Tally("read")] if not job.recipe.drops else []
     seal = Seal(job.folder, job.work / "sums", TOKENIZER_NAME)
-    return [first, progress, *tallies, *rest, tokeniser, seal]
+    return [first, progress, *tallies, *rest, encode, seal]
 
 
-def _final_documents(job: Job, keep_removed: bool = False) -> Pipeline:
-    """Steps that yield what is tokenised."""
+def _final_documents(job: Job, for_good: bool = False) -> Pipeline:
+    """Steps that yield what is tokenised. `for_good`: what they pass over and remove is recorded."""
     if not job.recipe.drops:
-        return [_reader(job, "tokenise")]
-    exact, near = (_removed(job, step) if keep_removed else None for step in ("exact_dedup", "minhash_dedup"))
-    pipeline = [_kept(job), *_exact_filter(job, exact)]
+        return [_reader(job, for_good)]
+    exact, near = (_removed(job, step) if for_good else None for step in ("exact_dedup", "minhash_dedup"))
+    pipeline: Pipeline = [_kept(job)]
+    if "c4_quality" in job.recipe.filters:  # it also drops lines, and may leave none
+        pipeline.append(Tally("without_text"))
+    pipeline += _exact_filter(job, exact)
     if job.recipe.exact_dedup:
         pipeline.append(Tally("exact_dedup"))
     if job.recipe.minhash_dedup:
@@ -158,12 +153,12 @@ def _final_documents(job: Job, keep_removed: bool = False) -> Pipeline:
     return pipeline
 
 
-def _reader(job: Job, stage: str) -> PipelineStep:
-    return make_reader(job.inputs, job.logs(stage), max_bad_lines=job.max_bad_lines)
+def _reader(job: Job, account: bool) -> PipelineStep:
+    return DocumentReader(job.inputs, max_bad_rows=job.max_bad_lines, account=job.account if account else None)
 
 
 def _kept(job: Job) -> PipelineStep:
-    return KeptDocuments(str(job.work / "kept"))
+    return KeptDocuments(job.work / "kept")
 
 
 def _removed(job: Job, step: str) -> RemovedSample | None:

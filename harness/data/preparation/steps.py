@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
+from harness.data.documents.compressed import open_documents
 from harness.data.errors import DataError
 from harness.data.preparation.train_tokenizer import train_tokenizer
 from harness.run.files import write_json
@@ -92,16 +93,32 @@ class Tally(PipelineStep):
             yield document
 
 
-class KeptDocuments(JsonlReader):
-    """Reads what the same task of the stage `filter` kept; a task that kept nothing has no file."""
+class KeptDocuments(PipelineStep):
+    """Reads what the same task of the stage `filter` kept; a task that kept nothing has no file.
+
+    Documents in which filters left no text are dropped, and counted.
+    """
 
     name = "Kept documents"
+    type = "Reader"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """This task's documents in the order in which they were written."""
-        name = f"{rank:05d}.jsonl.gz"
-        if self.data_folder.isfile(name):
-            yield from self.read_files_shard([name])
+        """This task's documents in the order in which they were written. Raises DataError for a damaged file."""
+        file = self.folder / f"{rank:05d}.jsonl.gz"
+        if not file.exists():
+            return
+        with open_documents(str(file)) as lines:
+            for line in lines:
+                content = orjson.loads(line)
+                self.stat_update("documents")
+                if content["text"]:
+                    yield Document(content["text"], content["id"], metadata=content["metadata"])
+                else:
+                    self.stat_update("dropped_without_text")
 
 
 class RemovedSample(JsonlWriter):

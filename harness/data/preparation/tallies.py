@@ -5,8 +5,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harness.data.documents.passed_over import PassedOver, counts, sentence
 from harness.data.errors import DataError
 from harness.data.preparation.job import Job
+
+ENCODE = "Tokens: Encode"
+"""`harness.data.preparation.encode.EncodeDocuments` in datatrove's stats."""
+PROGRESS = "Progress: Progress"
 
 
 class NothingLeftError(DataError):
@@ -38,15 +43,39 @@ def read_tallies(job: Job, stages: list[str]) -> list[Tally]:
         for step in _merged(job, stage):
             if step["name"].startswith("Tally: "):
                 found.append(_tally(step, before, found[-1] if found else None))
-            else:
+            elif step["name"] != PROGRESS:
                 before = step
     return found
 
 
-def bad_lines(job: Job, stage: str) -> int:
-    """Broken lines of JSONL that the reader of a stage let pass."""
-    steps = _merged(job, stage)
-    return steps[0]["stats"]["bad_lines"] if steps else 0
+def read_account(job: Job) -> list[PassedOver]:
+    """The rows of the input that the tasks passed over, by file and reason."""
+    entries: list[PassedOver] = []
+    for file in sorted(job.account.glob("*.json")):
+        entries += [PassedOver(**record) for record in json.loads(file.read_text(encoding="utf-8"))]
+    return entries
+
+
+def encoding_stats(job: Job) -> Counter[str]:
+    """What `EncodeDocuments` counted in all tasks."""
+    found: Counter[str] = next(s["stats"] for s in _merged(job, "tokenise") if s["name"] == ENCODE)
+    return found
+
+
+def refuse_lost_documents(job: Job, documents: int) -> None:
+    """Raises DataError unless what was read, less what was dropped for a reason, is what lies in the token files."""
+    stages = ["filter", "tokenise"] if job.recipe.drops else ["tokenise"]
+    tallies = read_tallies(job, stages)
+    checks = [(tallies[-1].documents, documents, "token files")]
+    if job.recipe.drops:
+        kept = read_tallies(job, ["filter"])[-1].documents
+        checks.insert(0, (kept, _merged(job, "tokenise")[0]["stats"]["documents"], f"{job.work}/kept"))
+    for expected, found, where in checks:
+        if found != expected:
+            raise DataError(
+                f"--output {job.output}: {where} hold {found:,} documents, expected {expected:,}: files in {job.folder} were "
+                "damaged or changed while it was made. Prepare again with --restart."
+            )
 
 
 def refuse_if_nothing_is_left(job: Job) -> None:
@@ -54,7 +83,8 @@ def refuse_if_nothing_is_left(job: Job) -> None:
     stages = ["filter", "tokenise"] if job.recipe.drops else ["tokenise"]
     tallies = read_tallies(job, stages)
     if not tallies or tallies[0].documents == 0:
-        raise NothingLeftError(f"--input {job.input}: no text in it, so there is nothing to tokenise")
+        passed_over = sentence(counts([*job.inputs.passed_over, *read_account(job)]))
+        raise NothingLeftError(f"--input {job.input}: no text in it, so there is nothing to tokenise ({passed_over})")
     if tallies[-1].documents == 0:
         steps = "\n".join(f"  {describe(tally)}" for tally in tallies)
         raise NothingLeftError(f"--recipe drops every document:\n{steps}")

@@ -132,16 +132,15 @@ def compare(
         raise DataError(f"--output {output}: exists. Choose another folder.")
     languages = _languages(inputs, format, text_key)
     rivals = {name: _load(name) for name in against}
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizers: dict[str, Any] = {}
-        if output is not None:
-            tokenizers[str(output)] = _train(languages, Path(scratch), output, vocab_size, pre_tokenizer)
-        tokenizers |= rivals
-        return [
-            _measure(name, tokenizer, language, _documents(found, Path(scratch) / language, held_out=True))
-            for language, found in languages.items()
-            for name, tokenizer in tokenizers.items()
-        ]
+    tokenizers: dict[str, Any] = {}
+    if output is not None:
+        tokenizers[str(output)] = _train(languages, output, vocab_size, pre_tokenizer)
+    tokenizers |= rivals
+    return [
+        _measure(name, tokenizer, language, _documents(found, held_out=True))
+        for language, found in languages.items()
+        for name, tokenizer in tokenizers.items()
+    ]
 
 
 def table(measures: list[Measure]) -> str:
@@ -177,25 +176,25 @@ def _languages(inputs: list[str], format: str | None, text_key: str) -> dict[str
     return found
 
 
-def _documents(inputs: Inputs, scratch: Path, held_out: bool) -> Iterator[str]:
+def _documents(inputs: Inputs, held_out: bool) -> Iterator[str]:
     """The documents to measure on, or the others; all of them for both where there are too few to keep some back."""
     from harness.data.preparation.readers import read_documents
 
     number = 0
-    for number, text in enumerate(read_documents(inputs, scratch), start=1):
+    for number, text in enumerate(read_documents(inputs), start=1):
         if (number % HELD_OUT_EVERY == 0) == held_out:
             yield text
     if held_out and 0 < number < HELD_OUT_EVERY:
-        yield from read_documents(inputs, scratch)
+        yield from read_documents(inputs)
 
 
-def _train(languages: dict[str, Inputs], scratch: Path, output: Path, vocab_size: int, pre_tokenizer: str) -> Any:
+def _train(languages: dict[str, Inputs], output: Path, vocab_size: int, pre_tokenizer: str) -> Any:
     from tqdm import tqdm
 
     def texts() -> Iterator[str]:
         for language, inputs in languages.items():
             taken = 0
-            for text in _documents(inputs, scratch / language, held_out=False):
+            for text in _documents(inputs, held_out=False):
                 yield text
                 bar.update(len(text))
                 taken += len(text)
@@ -224,15 +223,15 @@ def _train(languages: dict[str, Inputs], scratch: Path, output: Path, vocab_size
 
 
 def _load(name: str) -> Any:
-    from tokenizers import Tokenizer
+    from harness.data.tokenizer.encoder import load_tokenizer
 
     path = locate_tokenizer(name)
     if path is None:
         raise DataError(f"--against {name}: no tokenizer.json there. Give its folder or the file.")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"--against {name}: the tokenizers library cannot load it: {error}") from None
+        return load_tokenizer(path)
+    except DataError as error:
+        raise DataError(f"--against {name}: {error}") from None
 
 
 def _measure(name: str, tokenizer: Any, language: str, texts: Iterator[str]) -> Measure:

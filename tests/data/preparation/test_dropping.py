@@ -134,13 +134,14 @@ def test_broken_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "Mend it, or allow some with --max-bad-lines." in error
     assert main([*command, "--max-bad-lines", "1"]) == 2
     assert f"{file} line 6: not JSON" in (error := capfd.readouterr().err)
-    assert "broken line number 2 of this file: more than --max-bad-lines 1." in error
+    assert "It is bad row number 2 of this file: more than --max-bad-lines 1." in error
     assert main([*command, "--max-bad-lines", "2"]) == 0
-    assert "2 broken lines let pass" in capfd.readouterr().out
+    assert "passed over 2 rows (bad row 2) (listed in passed_over.jsonl)" in capfd.readouterr().out
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["bad_lines"] == 2 and manifest["documents"] == 5
-    places = next((tmp_path / "out").glob("logs/tokenise/bad_lines/*")).read_text().splitlines()
-    assert [place.split(": ")[0] for place in places] == [f"{file} line 5", f"{file} line 6"]
+    [entry] = [json.loads(line) for line in (tmp_path / "out" / "passed_over.jsonl").read_text().splitlines()]
+    assert (entry["file"], entry["reason"], entry["rows"]) == (str(file), "bad row", 2)
+    assert [place.split(": ")[0] for place in entry["where"]] == ["line 5", "line 6"]
 
 
 def test_exact_duplicates_found_by_several_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,16 +140,11 @@ def test_workers_do_not_change_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(made[0]["token_files"]) > 2 and made[0]["documents"] == 12
 
 
-def test_long_texts_are_cut_between_paragraphs(tmp_path: Path) -> None:
-    paragraphs = [f"Paragraph {number}. " + "lorem ipsum " * 400 + "\n\n" for number in range(60)]
-    (tmp_path / "in.txt").write_text("".join(paragraphs))
+def test_a_text_file_is_one_document_however_long(tmp_path: Path) -> None:
+    text = "".join(f"Paragraph {number}. " + "lorem ipsum " * 400 + "\n\n" for number in range(60))
+    (tmp_path / "in.txt").write_text(text)
     prepare(Request(str(tmp_path / "in.txt"), tmp_path / "out", vocab_size=300))
-    texts = documents(tmp_path / "out")
-    assert len(texts) == 3
-    assert all(text.startswith("Paragraph ") for text in texts)
-    assert all(100_000 <= len(text) < 110_000 for text in sorted(texts, key=len)[1:])
-    whole = sorted(texts, key=lambda text: int(text.split()[1].rstrip(".")))
-    assert "".join(whole).strip() == "".join(paragraphs).strip()
+    assert documents(tmp_path / "out") == [text.strip()]
 
 
 def test_with_a_given_tokenizer(tmp_path: Path, prepared: Path) -> None:

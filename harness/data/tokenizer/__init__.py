@@ -1,0 +1,1 @@
+"""Tokenizers as training data is made with them."""
