@@ -2,7 +2,8 @@
 
 `X.ds` holds little-endian uint16 or uint32 token ids, `X.ds.index` the end of each document in tokens (uint64,
 cumulative), `X.ds.metadata` three lines: "tokenizer|bytes per token", tokens, the same for people. Index and metadata may
-be missing. Only sizes and a few bytes of each file are read here.
+be missing. `X.ds.loss`, a mask of the loss, is refused. Files of tasks without documents are passed over. Only sizes and
+a few bytes of each file are read here.
 """
 
 import errno
@@ -116,6 +117,15 @@ def inspect_source(
     broken = [f"{key}: {header.error}" for header in headers if header.error]
     if broken:
         return None, broken
+    if masked := [header.path.name for header in headers if header.masked]:
+        return None, [
+            f"{key}: {masked[0]}.loss: a loss mask, which training does not apply ({len(masked)} of {len(headers)} files have one): "
+            "what it masks would be trained on. Tokenise without save_loss_metadata, or remove the .loss files to train on "
+            "every token."
+        ]
+    headers = [header for header in headers if not header.nothing]
+    if not headers:
+        return None, [f"{key} holds no tokens: all of its {len(files)} .ds files are empty. Tokenise again."]
     widths = {header.width for header in headers}
     if len(widths) > 1:
         examples = ", ".join(
@@ -189,7 +199,15 @@ class _Header:
     index_size: int = 0
     metadata_tokens: int | None = None
     tokenizer: str | None = None
+    masked: bool = False
+    """A loss mask lies beside it."""
     error: str = ""
+
+    @property
+    def nothing(self) -> bool:
+        """What datatrove writes for a task without documents: no tokens, and index or metadata say so."""
+        told = [count for count in (self.index_end, self.metadata_tokens) if count is not None]
+        return self.size == 0 and bool(told) and not any(told)
 
 
 def _read_header(folder: Folder, path: Path) -> _Header:
@@ -201,7 +219,10 @@ def _read_header(folder: Folder, path: Path) -> _Header:
         header.size = size
         _read_index(folder, header)
         named = _read_metadata(folder, header)
-        if header.size == 0:
+        header.masked = folder.size(f"{name}.loss") is not None
+        if header.nothing:
+            pass
+        elif header.size == 0:
             header.error = f"{name} is empty. Remove it or tokenise again."
         elif named:
             header.width, header.width_from = named, "from its metadata"

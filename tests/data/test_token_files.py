@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datatrove.data import Document
+from datatrove.pipeline.tokens import DocumentTokenizer
 
 from harness.data.errors import DataError
 from harness.data.token_files import open_source
@@ -64,6 +66,37 @@ def test_windows_predict_each_token_once_and_stay_in_their_file(tmp_path: Path) 
     assert predicted == [("a.ds", token) for token in range(1, 21)] + [("c.ds", token) for token in range(1, 11)]
     with pytest.raises(IndexError, match="window 6 of 6"):
         windows.pieces(6)
+
+
+def tokenise(folder: Path, tokenizer: Path, texts: list[list[str]], **options: bool) -> None:
+    """datatrove's own tokenising, a task for each list of texts."""
+    for rank, own in enumerate(texts):
+        documents = [Document(text, str(n), metadata={"no_loss_ranges": [(0, 2)]}) for n, text in enumerate(own)]
+        step = DocumentTokenizer(str(folder), str(tokenizer), eos_token="<|endoftext|>", **options)
+        step.run(iter(documents), rank, len(texts))
+
+
+def test_tasks_without_documents_are_passed_over(tmp_path: Path, prepared: Path) -> None:
+    tokenise(tmp_path / "web", prepared / "tokenizer/tokenizer.json", [[], ["one text"], []])
+    empty = [file for file in (tmp_path / "web").glob("*.ds") if file.stat().st_size == 0]
+    assert len(empty) == 2
+    assert [file.path.name for file in open_source("web", tmp_path / "web").files] == ["00001_00000_doc_shuffled.ds"]
+    with pytest.raises(DataError, match=r"holds no tokens: all of its 1 \.ds files are empty"):
+        open_source("web", empty[0])
+    write_token_file(tmp_path / "web", DOCUMENTS, empty[0].name)
+    empty[0].write_bytes(b"")  # its index and metadata say that it held something
+    with pytest.raises(DataError, match=f"{empty[0].name} is empty"):
+        open_source("web", tmp_path / "web")
+
+
+def test_loss_masks_are_refused(tmp_path: Path, prepared: Path) -> None:
+    """Training applies none, and must not train on what they mask."""
+    tokenise(tmp_path / "web", prepared / "tokenizer/tokenizer.json", [["one text"]], save_loss_metadata=True)
+    with pytest.raises(DataError) as error:
+        open_source("web", tmp_path / "web")
+    assert "00000_00000_doc_shuffled.ds.loss: a loss mask, which training does not apply (1 of 1 files" in str(
+        error.value
+    )
 
 
 def damage_missing(folder: Path, file: Path) -> None:
