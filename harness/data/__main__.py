@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from harness.data.check_command import add_check
 from harness.data.errors import DataError
@@ -38,11 +39,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+class _StoreOnce(argparse.Action):
+    """`store` that refuses an option given twice: argparse would let the last one win, and the first go unread."""
+
+    given = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, name: Any = None
+    ) -> None:
+        if self.given and self.option_strings:
+            raise argparse.ArgumentError(self, "given twice, and takes one value")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of the command line and of each command in it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.data", description="Prepare data for training, and look at it."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = _Parser(prog="python -m harness.data", description="Prepare data for training, and look at it.")
+    commands: Any = parser.add_subparsers(dest="command", required=True)
     for add in (add_prepare, add_tokenizer, add_checksum, add_report, add_corpus, add_stage, add_check, add_show):
         add(commands)
     return parser

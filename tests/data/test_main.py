@@ -39,3 +39,11 @@ def test_stopped_by_the_user(
     assert main(["corpus", "--output", f"{tmp_path}/corpus"]) == 130
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".out.partial", "in"]
     assert "stopped; nothing was written" in capsys.readouterr().err
+
+
+def test_an_option_given_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one would win, and the first go unread."""
+    with pytest.raises(SystemExit) as exit:
+        main(["prepare", "--input", "a", "--output", "x", "--tokenizer", "a", "--tokenizer", "b"])
+    assert exit.value.code == 2
+    assert "error: argument --tokenizer: given twice, and takes one value" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from harness.data.documents.passed_over import PassedOver, counts, sentence
+from harness.data.documents.walk import walk
 from harness.data.errors import DataError
 
 
@@ -20,19 +22,22 @@ def add_checksum(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(path: Path) -> int:
-    written, before = add_checksums(path.expanduser())
-    passed = f", {before} had theirs" if before else ""
-    print(f"{path}: checksums written for {written} token file(s){passed}")
+    written, before, passed_over = add_checksums(path.expanduser())
+    had = f", {before} had theirs" if before else ""
+    print(f"{path}: checksums written for {written} token file(s){had}; {sentence(counts(passed_over))}")
     return 0
 
 
-def add_checksums(path: Path) -> tuple[int, int]:
-    """Write what is missing; returns how many were written, and how many were there. Raises DataError for what it cannot do."""
+def add_checksums(path: Path) -> tuple[int, int, list[PassedOver]]:
+    """Write what is missing; returns how many were written, how many were there, and what was not looked into.
+
+    Links to folders are followed. Raises DataError for what it cannot do.
+    """
     from tqdm import tqdm
 
     from harness.data.checksums import write_checksums
 
-    files = [path] if path.is_file() else sorted(path.rglob("*.ds"))
+    files, passed_over = ([path], []) if path.is_file() else _token_files(path)
     if not files or (path.is_file() and path.suffix != ".ds"):
         raise DataError(f"{path}: no token file there (their names end in .ds)")
     todo = [file for file in files if not _has_checksums(file)]
@@ -42,7 +47,18 @@ def add_checksums(path: Path) -> tuple[int, int]:
                 write_checksums(file, bar.update)
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot read or write it: {error.strerror}") from None
-    return len(todo), len(files) - len(todo)
+    return len(todo), len(files) - len(todo), passed_over
+
+
+def _token_files(folder: Path) -> tuple[list[Path], list[PassedOver]]:
+    """All below a folder, and what the walk passed over."""
+    if not folder.is_dir():
+        return [], []
+    try:
+        found = walk(str(folder))
+    except DataError as error:
+        raise DataError(str(error).removeprefix("--input ")) from None
+    return [Path(file.path) for file in found.files if file.name.endswith(".ds")], found.passed_over
 
 
 def _has_checksums(file: Path) -> bool:

@@ -38,7 +38,9 @@ def make_corpus(output: Path) -> str:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             made = Path(scratch) / "corpus"
             (made / "text").mkdir(parents=True)
-            line = _from_package(Path(scratch), made) or _from_pydoc(made)
+            line, left_out = _from_package(Path(scratch), made) or _from_pydoc(made)
+            if left_out:
+                line += f" {left_out} more texts are left out: blank, or beyond {MAX_BYTES / 1e6:.0f} MB."
             files = list((made / "text").iterdir())
             size = sum(file.stat().st_size for file in files)
             (made / SOURCES).write_text(f"{line}\n{len(files)} files, {size} bytes of text\n")
@@ -48,8 +50,11 @@ def make_corpus(output: Path) -> str:
     return f"{output}: {len(files)} files, {size / 1e6:.1f} MB of text. {line}"
 
 
-def _from_package(scratch: Path, made: Path) -> str | None:
-    """Download and unpack the first package that can be had; None where there is none (no apt, no network)."""
+def _from_package(scratch: Path, made: Path) -> tuple[str, int] | None:
+    """Download and unpack the first package that can be had; None where there is none (no apt, no network).
+
+    Returns what it is, and how many of its texts were left out.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return None
     archive = _download(scratch, APT_OPTIONS)
@@ -62,12 +67,13 @@ def _from_package(scratch: Path, made: Path) -> str | None:
     tree = scratch / "tree"
     if archive is None or not _run(["dpkg-deb", "--extract", str(archive), str(tree)], scratch):
         return None
-    if not _write_texts(_documentation(tree), made / "text"):
+    written, left_out = _write_texts(_documentation(tree), made / "text")
+    if not written:
         return None
     for copyright_file in tree.glob("usr/share/doc/*/copyright"):
         shutil.copyfile(copyright_file, made / "COPYRIGHT")
     package, version = archive.name.split("_")[:2]
-    return f"Package {package}, version {version.replace('%3a', ':')}, licence {PACKAGE_LICENCE}."
+    return f"Package {package}, version {version.replace('%3a', ':')}, licence {PACKAGE_LICENCE}.", left_out
 
 
 def _download(folder: Path, options: list[str]) -> Path | None:
@@ -92,22 +98,30 @@ def _documentation(tree: Path) -> Iterator[tuple[str, str]]:
         yield name, file.read_text(encoding="utf-8", errors="replace")
 
 
-def _from_pydoc(made: Path) -> str:
+def _from_pydoc(made: Path) -> tuple[str, int]:
     from pydoc_data.topics import topics
 
-    _write_texts(((re.sub(r"\W", "_", name), text) for name, text in sorted(topics.items())), made / "text")
+    _, left_out = _write_texts(
+        ((re.sub(r"\W", "_", name), text) for name, text in sorted(topics.items())), made / "text"
+    )
     return (
         f"Help topics of Python {platform.python_version()} (pydoc_data.topics), licence PSF-2.0 (Python Software Foundation "
-        "License): no documentation package could be had."
+        "License): no documentation package could be had.",
+        left_out,
     )
 
 
-def _write_texts(texts: Iterator[tuple[str, str]], folder: Path) -> int:
-    """Write files until the corpus is full; returns their size in bytes."""
-    total = 0
+def _write_texts(texts: Iterator[tuple[str, str]], folder: Path) -> tuple[int, int]:
+    """Write files until the corpus is full; returns how many were written and left out. Two of one name are both kept."""
+    total = written = left_out = 0
     for name, text in texts:
         data = text.encode()
-        if data.strip() and total + len(data) <= MAX_BYTES:
-            (folder / f"{name}.txt").write_bytes(data)
-            total += len(data)
-    return total
+        if not data.strip() or total + len(data) > MAX_BYTES:
+            left_out += 1
+            continue
+        file = folder / f"{name}.txt"
+        if file.exists():
+            file = folder / f"{name}-{written}.txt"
+        file.write_bytes(data)
+        total, written = total + len(data), written + 1
+    return written, left_out

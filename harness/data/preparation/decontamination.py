@@ -3,6 +3,7 @@
 datatrove's own indexer takes its eval sets from lighteval and needs that installed; ours takes files.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
+from harness.data.documents.passed_over import counts, sentence
 from harness.data.errors import DataError
-from harness.data.preparation.inputs import find_inputs
+from harness.data.preparation.inputs import Inputs, find_inputs
 from harness.data.preparation.readers import read_documents
 from harness.data.preparation.recipe import DecontaminationRule
 from harness.run.files import write_json
@@ -47,11 +49,12 @@ class IndexEvals(PipelineStep):
         config = decontamination_config(self.rule)
         hashed, words = create_hash_func(config.hash_config), load_word_tokenizer(self.word_language)
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, place in self.rule.evals.items():
             hashes: set[int] = set()
             items = short = 0
-            for text in eval_texts(name, place, self.rule.keys):
+            inputs = eval_inputs(name, place, self.rule.keys)
+            for text in eval_texts(name, inputs, self.rule.keys):
                 cut = words.word_tokenize(simplify_text(text, config.norm_config))
                 items, short = items + 1, short + (len(cut) < config.n_grams)
                 hashes.update(hashed(" ".join(run)) for run in ngrams(cut, config.n_grams))
@@ -62,14 +65,27 @@ class IndexEvals(PipelineStep):
                 )
             np.array(sorted(hashes), dtype=config.hash_config.np_descr).tofile(self.folder / f"{name}.index.hashes")
             found[name] = {"items": items, "too_short": short, "n_grams": len(hashes)}
+            if inputs.passed_over:
+                found[name]["passed_over"] = sentence(counts(inputs.passed_over))
         write_json(self.folder / "evals.json", found)
 
 
-def eval_texts(name: str, place: str, keys: list[str]) -> Iterator[str]:
+def eval_inputs(name: str, place: str, keys: list[str]) -> Inputs:
+    """The files of an eval set. Raises DataError that names the recipe's key."""
+    with _named(name):
+        return find_inputs(place, None, keys[0])
+
+
+def eval_texts(name: str, inputs: Inputs, keys: list[str]) -> Iterator[str]:
     """The text of each item of an eval set: its keys joined. Raises DataError that names the recipe's key."""
-    try:
-        inputs = find_inputs(place, None, keys[0])
+    with _named(name):
         yield from read_documents(inputs, keys)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
     except DataError as error:
         message = str(error).replace("--input ", "").replace("Pass --text-key.", "Set decontaminate.keys.")
         raise DataError(f"decontaminate.evals.{name}: {message}") from None

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,7 +70,7 @@ def _manifest(job: Job) -> dict[str, Any]:
         "eos_token_id": facts.eos_token_id,
         "steps": as_manifest(tallies),
         "frame": {"before": encoder.names(encoder.before), "after": encoder.names(encoder.after)},
-        "remarks": remarks(job.tokenizer, encoder),
+        "remarks": [*remarks(job.tokenizer, encoder), *_eval_remarks(evals or {})],
         **encoding_facts(encoding_stats(job)),
         "passed_over": found,
         "bad_lines": found["rows"].get(BAD_ROW, 0),
@@ -81,6 +82,12 @@ def _manifest(job: Job) -> dict[str, Any]:
             *_list_passed_over(job, passed_over),
         ],
     }
+
+
+def _eval_remarks(evals: dict[str, Any]) -> Iterator[str]:
+    for name, facts in evals.items():
+        if "passed_over" in facts:
+            yield f"eval set {name}: {facts['passed_over']}"
 
 
 def _list_passed_over(job: Job, entries: list[PassedOver]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class DocumentReader(PipelineStep):
     """Yields the documents of one task's files, which are every `world_size`-th from number `rank` on.
 
     A row that is no document (malformed JSON, no text under its key) stops the reading, unless it is one of the first
-    `max_bad_rows` of its file. `account`: a folder for RANK.json, which lists the rows that were passed over; it is
+    `max_bad_rows` of its file; None: there is no option to allow any. `account`: a folder for RANK.json, which lists the rows that were passed over; it is
     written when the task has read all.
     """
 
@@ -40,7 +40,12 @@ class DocumentReader(PipelineStep):
     type = "Reader"
 
     def __init__(
-        self, inputs: Inputs, *, keys: Sequence[str] | None = None, max_bad_rows: int = 0, account: Path | None = None
+        self,
+        inputs: Inputs,
+        *,
+        keys: Sequence[str] | None = None,
+        max_bad_rows: int | None = None,
+        account: Path | None = None,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -71,17 +76,18 @@ class DocumentReader(PipelineStep):
             entry.rows += 1
             if entry.rows <= LISTED:
                 entry.where += filter(None, [f"{row.where}: {row.problem}" if row.problem else row.where])
-            if bad.rows > self.max_bad_rows:
+            if bad.rows > (self.max_bad_rows or 0):
                 raise DataError(self._too_many(name, row, bad.rows))
         entries += [entry for entry in (bad, empty) if entry.rows]
 
     def _too_many(self, name: str, row: Row, count: int) -> str:
         allowed = self.max_bad_rows
+        advice = "Mend it, or leave it out." if allowed is None else "Mend it, or allow some with --max-bad-lines."
         earlier = (
             f" It is bad row number {count} of this file: more than --max-bad-lines {allowed}." if count > 1 else ""
         )
         problem = row.problem if row.problem.endswith(".") else f"{row.problem}."
-        return f"{name} {row.where}: {problem}{earlier} Mend it, or allow some with --max-bad-lines."
+        return f"{name} {row.where}: {problem}{earlier} {advice}"
 
     def _dataset_rows(self, rank: int, world_size: int) -> Iterator[Row]:
         from datasets import load_dataset, load_from_disk

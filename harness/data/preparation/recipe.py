@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from harness.data.documents.walk import look_at, walk
 from harness.data.errors import DataError
 
 FILTERS = {
@@ -272,8 +273,8 @@ def _plain(value: Any) -> Any:
 
 
 def _stamp(place: Path) -> list[list[Any]]:
-    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-    return [[str(file.relative_to(place)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    files = walk(str(place)).files if place.is_dir() else [look_at(str(place))]
+    return [[file.name, file.size, file.modified_ns] for file in files]
 
 
 def _join(where: str, key: Any) -> str:

@@ -31,7 +31,15 @@ from harness.data.preparation.job import TOKENIZER_NAME, Job
 from harness.data.preparation.language import LanguageFilter
 from harness.data.preparation.readers import DocumentReader
 from harness.data.preparation.recipe import FILTERS, MinhashRule
-from harness.data.preparation.steps import CountProgress, KeptDocuments, RemovedSample, Seal, Tally, TrainTokenizer
+from harness.data.preparation.steps import (
+    CountProgress,
+    DropWithoutText,
+    KeptDocuments,
+    RemovedSample,
+    Seal,
+    Tally,
+    TrainTokenizer,
+)
 
 TASKS_PER_EXACT_FINDER = 64
 """Signature files that one task of the stage `exact` merges, on average."""
@@ -92,6 +100,8 @@ def _filter(job: Job) -> Pipeline:
         kind = getattr(filters, FILTERS[name])
         step = kind(**given, exclusion_writer=_removed(job, name), language=recipe.word_language)
         pipeline += [step, Tally(name)]
+        if name == "c4_quality":  # it also drops lines
+            pipeline += [DropWithoutText(), Tally("without_text")]
     if rule := recipe.decontaminate:
         config, folder = decontamination_config(rule), str(job.work / "evals")
         step = NGramsDecontFilter(folder, config, _removed(job, "decontaminate"), recipe.word_language)
@@ -142,10 +152,7 @@ def _final_documents(job: Job, for_good: bool = False) -> Pipeline:
     if not job.recipe.drops:
         return [_reader(job, for_good)]
     exact, near = (_removed(job, step) if for_good else None for step in ("exact_dedup", "minhash_dedup"))
-    pipeline: Pipeline = [_kept(job)]
-    if "c4_quality" in job.recipe.filters:  # it also drops lines, and may leave none
-        pipeline.append(Tally("without_text"))
-    pipeline += _exact_filter(job, exact)
+    pipeline = [_kept(job), *_exact_filter(job, exact)]
     if job.recipe.exact_dedup:
         pipeline.append(Tally("exact_dedup"))
     if job.recipe.minhash_dedup:

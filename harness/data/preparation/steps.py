@@ -93,11 +93,23 @@ class Tally(PipelineStep):
             yield document
 
 
-class KeptDocuments(PipelineStep):
-    """Reads what the same task of the stage `filter` kept; a task that kept nothing has no file.
+class DropWithoutText(PipelineStep):
+    """Drops documents of which a filter that drops lines has left none."""
 
-    Documents in which filters left no text are dropped, and counted.
-    """
+    name = "Without text"
+    type = "Filter"
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Pass the others on."""
+        for document in data:
+            if document.text:
+                yield document
+            else:
+                self.stat_update("dropped_without_text")
+
+
+class KeptDocuments(PipelineStep):
+    """Reads what the same task of the stage `filter` kept; a task that kept nothing has no file."""
 
     name = "Kept documents"
     type = "Reader"
@@ -115,10 +127,7 @@ class KeptDocuments(PipelineStep):
             for line in lines:
                 content = orjson.loads(line)
                 self.stat_update("documents")
-                if content["text"]:
-                    yield Document(content["text"], content["id"], metadata=content["metadata"])
-                else:
-                    self.stat_update("dropped_without_text")
+                yield Document(content["text"], content["id"], metadata=content["metadata"])
 
 
 class RemovedSample(JsonlWriter):

@@ -11,7 +11,6 @@ from harness.data.preparation.job import Job
 
 ENCODE = "Tokens: Encode"
 """`harness.data.preparation.encode.EncodeDocuments` in datatrove's stats."""
-PROGRESS = "Progress: Progress"
 
 
 class NothingLeftError(DataError):
@@ -43,7 +42,7 @@ def read_tallies(job: Job, stages: list[str]) -> list[Tally]:
         for step in _merged(job, stage):
             if step["name"].startswith("Tally: "):
                 found.append(_tally(step, before, found[-1] if found else None))
-            elif step["name"] != PROGRESS:
+            else:
                 before = step
     return found
 

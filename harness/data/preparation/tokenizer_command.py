@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.documents.passed_over import counts, sentence
 from harness.data.errors import DataError
 from harness.data.preparation.inputs import FORMATS, Inputs, find_inputs
 from harness.data.preparation.train_tokenizer import MIN_VOCAB_SIZE, PRE_TOKENIZERS, train_tokenizer
@@ -90,16 +91,17 @@ def add_tokenizer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _run(options: argparse.Namespace) -> int:
+    languages = _languages(options.input, options.format, options.text_key)
     measures = compare(
-        options.input,
-        options.format,
-        options.text_key,
+        languages,
         options.output,
         options.vocab_size,
         options.pre_tokenizer,
         options.against,
     )
     print(table(measures))
+    if passed_over := [entry for inputs in languages.values() for entry in inputs.passed_over]:
+        print(sentence(counts(passed_over)))
     target = options.json or (options.output / "comparison.json" if options.output else None)
     if target:
         try:
@@ -110,9 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def compare(
-    inputs: list[str],
-    format: str | None,
-    text_key: str,
+    languages: dict[str, Inputs],
     output: Path | None,
     vocab_size: int,
     pre_tokenizer: str,
@@ -130,7 +130,6 @@ def compare(
         )
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"--output {output}: exists. Choose another folder.")
-    languages = _languages(inputs, format, text_key)
     rivals = {name: _load(name) for name in against}
     tokenizers: dict[str, Any] = {}
     if output is not None:

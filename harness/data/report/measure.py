@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.documents.passed_over import sentence
 from harness.data.errors import DataError
+from harness.data.preparation.job import MANIFEST, PASSED_OVER
 from harness.data.token_files import DTYPES, TokenFile, TokenSource
 from harness.data.tokenizer_files import locate_tokenizer
 
@@ -75,7 +77,10 @@ def measure(source: TokenSource, sample: int, advance: Callable[[], Any] = lambd
     """
     size = sum(file.tokens for file in source.files) * source.token_size
     facts = SourceFacts(source.name, str(source.path), len(source.files), source.tokens, size, source.tokenizer)
-    facts.steps = _steps(source.path)
+    manifest = _manifest(source.path)
+    facts.steps = manifest["steps"] if len(manifest.get("steps", [])) > 1 else []
+    if any(manifest.get("passed_over", {}).values()):
+        facts.notes.append(f"its preparation {sentence(manifest['passed_over'])}: {source.path / PASSED_OVER}")
     indices = {file: index for file in source.files if (index := _index(file)) is not None}
     if len(indices) < len(source.files):
         facts.notes.append("no .index files, which say where documents end: lengths and text are not measured")
@@ -236,9 +241,10 @@ def _draw(
     return texts
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
+def _manifest(folder: Path) -> dict[str, Any]:
+    """That of a preparation; empty where there is none."""
     try:
-        steps: list[dict[str, Any]] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return steps if len(steps) > 1 else []
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

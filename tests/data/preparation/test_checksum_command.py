@@ -34,6 +34,16 @@ def test_never_replaces_those_of_another_file(
     assert "has 17990 bytes, and 18000 when its checksums were made" in capsys.readouterr().err
 
 
+def test_links_to_folders_are_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    linked = write_token_file(tmp_path / "elsewhere", [[1, 2]])
+    write_token_file(tmp_path / "data", [[1, 2]])
+    write_token_file(tmp_path / "data" / ".old", [[1, 2]])
+    (tmp_path / "data" / "more").symlink_to(linked.parent)
+    assert main(["checksum", f"{tmp_path}/data"]) == 0
+    assert "for 2 token file(s); passed over 1 file (hidden 1)" in capsys.readouterr().out
+    assert sums_path(linked).exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere", "data", "file.txt"])
 def test_nothing_to_do(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()

@@ -1,3 +1,4 @@
+import re
 import subprocess
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_stops_at_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ap
     corpus.make_corpus(tmp_path / "corpus")
     size = sum(file.stat().st_size for file in (tmp_path / "corpus" / "text").iterdir())
     assert 40_000 < size <= 50_000
+    assert re.search(
+        r"\. [1-9]\d* more texts are left out: blank, or beyond 0 MB\.", (tmp_path / "corpus/SOURCES.txt").read_text()
+    )
+
+
+def test_two_texts_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    assert corpus._write_texts(iter([("a-b", "one"), ("a-b", "two"), ("c", " ")]), tmp_path) == (2, 1)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a-b.txt": "one", "a-b-1.txt": "two"}
 
 
 def test_leaves_other_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

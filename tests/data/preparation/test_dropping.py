@@ -122,6 +122,33 @@ def test_tasks_that_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(manifest["token_files"]) == 2
 
 
+def test_what_is_not_read_of_an_eval_set_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_documents(tmp_path / "in", mixed_documents())
+    evals = write_documents(tmp_path / "evals", [ANSWER])
+    (evals / "more.csv").write_text(ANSWER)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"decontaminate: {{evals: {{captains: {evals}}}}}")
+    manifest = prepare(Request(str(texts), tmp_path / "out", vocab_size=300, recipe=recipe))
+    assert manifest is not None and manifest["steps"][-1]["dropped"] == {"captains": 2}
+    assert "note: eval set captains: passed over 1 file (unknown suffix 1)\n" in capsys.readouterr().out
+
+
+def test_filters_that_leave_no_text(tmp_path: Path) -> None:
+    """C4's drops lines, and a document may have none left."""
+    texts = write_documents(tmp_path / "in", [story(1), "no end", story(2), "nor here"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("filters: {c4_quality: {min_num_sentences: -1, split_paragraph: true}}\nexact_dedup: true\n")
+    manifest = prepare(Request(str(texts), tmp_path / "out", vocab_size=300, recipe=recipe))
+    assert manifest is not None and manifest["documents"] == 2
+    found = [(step["step"], step["documents"], step.get("dropped", {})) for step in manifest["steps"]]
+    assert found == [
+        ("read", 4, {}),
+        ("c4_quality", 4, {}),
+        ("without_text", 2, {"without_text": 2}),
+        ("exact_dedup", 2, {}),
+    ]
+
+
 def test_broken_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     texts = write_documents(tmp_path / "in", [story(n) for n in range(4)])
     file = texts / "00.jsonl"

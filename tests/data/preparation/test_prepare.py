@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import harness.data.preparation.inputs as inputs_module
 from harness.data.__main__ import main
 from harness.data.errors import DataError
 from harness.data.preparation.prepare import Request, prepare
-from harness.data.token_files import open_source
+from harness.data.token_files import TokenSource, open_source
 from tests.data.conftest import write_texts
 
 TEXTS = [f"Document {number}: " + " ".join(f"word{number * part % 97}" for part in range(40)) for number in range(30)]
@@ -196,6 +197,130 @@ def test_again_does_nothing_and_never_overwrites(tmp_path: Path, capsys: pytest.
     next(output.glob("*.ds")).write_bytes(b"")
     assert main(command) == 2
     assert "damaged: 00000_00000_doc_shuffled.ds missing or cut off" in capsys.readouterr().err
+
+
+def test_several_inputs_are_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, part in (("one", TEXTS[:10]), ("two", TEXTS[10:])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "a.jsonl", part)
+    command = ["prepare", "--output", f"{tmp_path}/out", *VOCAB, "--input", f"{tmp_path}/one", "--input"]
+    assert main([*command, f"{tmp_path}/two/a.jsonl"]) == 0
+    assert documents(tmp_path / "out") == sorted(TEXTS)
+    assert main([*command, f"{tmp_path}/one/a.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert f"--input {tmp_path}/one/a.jsonl: overlaps --input {tmp_path}/one: documents would be read twice." in error
+    assert main([*command, f"{tmp_path}/nowhere"]) == 2
+    assert f"--input {tmp_path}/nowhere: does not exist" in capsys.readouterr().err
+
+
+def test_a_saved_data_set_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset_splits(tmp_path / "set")
+    (tmp_path / "text").mkdir()
+    make_text(tmp_path / "text")
+    command = ["prepare", "--output", f"{tmp_path}/out", *VOCAB, "--input", f"{tmp_path}/set"]
+    assert main([*command, "--input", f"{tmp_path}/text"]) == 2
+    assert (
+        f"--input {tmp_path}/set: a data set of the library datasets must be the only --input"
+        in capsys.readouterr().err
+    )
+    assert main(command) == 0
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("passed over 1 file (another split 1) (listed in passed_over.jsonl)")
+    )
+
+
+def test_the_identity_covers_the_whole_tokenizer(
+    tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, folder = write_texts(tmp_path / "in"), tmp_path / "tokenizer"
+    shutil.copytree(prepared / "tokenizer", folder)
+    file = folder / "tokenizer.json"
+    original = file.read_text()
+    command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--tokenizer", str(folder)]
+    assert main(command) == 0
+    changes: dict[str, object] = {
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None if json.loads(original)["post_processor"] else {"type": "ByteLevel"},
+        "truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+        "added_tokens": [],
+    }
+    for key, value in changes.items():
+        file.write_text(json.dumps(json.loads(original) | {key: value}))
+        assert main(command) == 2, key
+        assert "exists and was made from something else (tokenizer differ" in capsys.readouterr().err
+    file.write_text(json.dumps(json.loads(original), indent=7))  # says the same
+    assert main(command) == 0
+    (folder / "special_tokens_map.json").write_text("{}")
+    assert main(command) == 2
+
+
+def test_what_an_earlier_version_made_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_texts(tmp_path / "in")
+    command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]
+    assert main(command) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    newer = manifest | {"made_from": manifest["made_from"] | {"versions": {"tokenizers": "0.1"}}}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(newer))
+    assert main(command) == 0  # what is complete stays so when a library is upgraded
+    del manifest["made_from"]["method"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(command) == 2
+    assert "(method differ" in capsys.readouterr().err
+
+
+def test_a_file_that_came_later_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_texts(tmp_path / "in")
+    command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; nothing passed over")
+    (texts / "late.docx").touch()
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; passed over 1 file (unknown suffix 1)")
+
+
+def test_notes_come_before_the_last_line(tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer.from_file(str(prepared / "tokenizer" / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|begin|>"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "in.txt").write_text("Documents end with <|endoftext|>, <|endoftext|> or <|begin|>.")
+    command = ["prepare", "--input", f"{tmp_path}/in.txt", "--output", f"{tmp_path}/out", "--tokenizer", str(tmp_path)]
+    assert main(command) == 0
+    begins, spelled, last = capsys.readouterr().out.splitlines()
+    assert begins == "note: every document begins with <|begin|>, which the tokenizer's post-processor adds"
+    assert (
+        spelled
+        == "note: the text of 1 documents spells out special tokens, encoded as text: <|endoftext|> 2, <|begin|> 1"
+    )
+    assert "tokens in 1 documents" in last
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["frame"] == {"before": ["<|begin|>"], "after": ["<|endoftext|>"]}
+    [file] = (tmp_path / "out").glob("*.ds")
+    tokens = np.fromfile(file, "<u2")
+    assert tokens[0] == manifest["vocab_size"] - 1 and (tokens == tokens[0]).sum() == 1 == (tokens == 0).sum()
+
+
+def test_documents_that_get_lost_on_the_way_are_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_texts(tmp_path / "in")
+    monkeypatch.setattr("harness.data.preparation.finish.open_source", damage_index)
+    assert main(["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]) == 2
+    error = capsys.readouterr().err
+    assert f"--output {tmp_path}/out: token files hold 11 documents, expected 12" in error
+
+
+def damage_index(name: str, folder: Path) -> TokenSource:
+    """A document's end is gone from an index: the rest of the file still looks right."""
+    source = open_source(name, folder)
+    index = source.files[0].path.with_name(f"{source.files[0].path.name}.index")
+    index.write_bytes(index.read_bytes()[8:])
+    return source
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

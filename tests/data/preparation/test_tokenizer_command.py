@@ -52,6 +52,32 @@ def test_figures_are_right(tmp_path: Path) -> None:
     assert (found["fertility"], found["continued_word_share"], found["bytes_per_token"]) == (1.5, 0.5, round(12 / 6, 4))
 
 
+def test_truncation_and_padding_change_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rival = small_tokenizer(tmp_path / "rival", " ab ab ab ab ab ab", 259)
+    texts = write_documents(tmp_path / "in", ["ab ab abc d"])
+    (texts / "notes.pdf").touch()
+    command = ["tokenizer", "--input", f"x={texts}", "--against", str(rival)]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert plain.splitlines()[-1] == "passed over 1 file (unknown suffix 1)"
+    tokenizer = Tokenizer.from_file(str(rival / "tokenizer.json"))
+    tokenizer.enable_truncation(1)
+    tokenizer.enable_padding(length=7)
+    tokenizer.save(str(rival / "tokenizer.json"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_bad_row_is_named_without_an_option_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = write_documents(tmp_path / "in", ["ab"])
+    (texts / "00.jsonl").write_text("{broken")
+    assert main(["tokenizer", "--input", f"x={texts}", "--output", f"{tmp_path}/made"]) == 2
+    error = capsys.readouterr().err
+    assert f"{texts}/00.jsonl line 1: not JSON" in error and "--max-bad-lines" not in error
+
+
 @pytest.mark.parametrize(
     ("kind", "cut"), [("gpt2", ["12345"]), ("llama3", ["123", "45"]), ("digits", ["1", "2", "3", "4", "5"])]
 )
