@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from harness.data.documents.passed_over import PassedOver, printable
@@ -28,15 +29,15 @@ class Found:
     passed_over: list[PassedOver] = field(default_factory=list)
 
 
-def walk(folder: str) -> Found:
+def walk(folder: str, but: Iterable[str] = ()) -> Found:
     """All files at any depth. Links to files and folders are followed, as `find -L` does.
 
     Hidden files and folders, links that lead back to a folder above themselves, and what is not a regular file (a pipe
     would block its reader) are passed over. Raises DataError for a folder that cannot be read and for a link to nothing:
-    documents are missing.
+    documents are missing. `but`: paths of folders that are not part of it.
     """
     found = Found()
-    _walk(folder, "", {_identity(os.stat(folder))}, found)
+    _walk(folder, "", {_identity(os.stat(folder))}, set(but), found)
     return found
 
 
@@ -46,7 +47,7 @@ def look_at(path: str) -> FoundFile:
     return FoundFile(path, os.path.basename(path), info.st_size, info.st_mtime_ns)
 
 
-def _walk(folder: str, inside: str, above: set[tuple[int, int]], found: Found) -> None:
+def _walk(folder: str, inside: str, above: set[tuple[int, int]], but: set[str], found: Found) -> None:
     try:
         with os.scandir(folder) as entries:
             listing = sorted(entries, key=lambda entry: entry.name)
@@ -54,6 +55,8 @@ def _walk(folder: str, inside: str, above: set[tuple[int, int]], found: Found) -
         raise DataError(f"--input {printable(folder)}: cannot be read: {error.strerror}") from None
     for entry in listing:
         name = os.path.join(inside, entry.name)
+        if entry.path in but:
+            continue
         if entry.name.startswith("."):
             _pass(found, entry.path + "/" * entry.is_dir(), "hidden")
         elif (info := _stat(entry)) is None:
@@ -62,7 +65,7 @@ def _walk(folder: str, inside: str, above: set[tuple[int, int]], found: Found) -
             if _identity(info) in above:
                 _pass(found, f"{entry.path}/", "loop of links")
             else:
-                _walk(entry.path, name, above | {_identity(info)}, found)
+                _walk(entry.path, name, above | {_identity(info)}, but, found)
         elif stat.S_ISREG(info.st_mode):
             found.files.append(FoundFile(entry.path, name, info.st_size, info.st_mtime_ns))
         else:

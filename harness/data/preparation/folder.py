@@ -11,10 +11,15 @@ from harness.data.errors import DataError
 LOCK = "lock"
 
 
+def partial_path(output: Path) -> Path:
+    """Where `output` is made: beside it, on the same file system."""
+    return output.with_name(f".{output.name}.partial")
+
+
 @contextlib.contextmanager
 def partial_folder(output: Path) -> Iterator[Path]:
-    """The folder beside `output`, on the same file system, locked against another call on this machine."""
-    partial = output.with_name(f".{output.name}.partial")
+    """`partial_path`, made and locked against another call on this machine."""
+    partial = partial_path(output)
     partial.mkdir(parents=True, exist_ok=True)
     with (partial / LOCK).open("w") as lock:
         try:

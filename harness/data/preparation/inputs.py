@@ -12,6 +12,7 @@ from harness.data.documents.compressed import OPENERS, split_compression
 from harness.data.documents.passed_over import PassedOver, examples, printable
 from harness.data.documents.walk import Found, FoundFile, look_at, walk
 from harness.data.errors import DataError
+from harness.data.preparation.folder import partial_path
 
 SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst"),
@@ -37,6 +38,8 @@ class Inputs:
     text_key: str
     files: tuple[str, ...] = ()
     """Absolute, in the order in which they are shared out to tasks."""
+    stats: tuple[tuple[int, int], ...] = ()
+    """Size and time of change (ns) of each of `files`, by which a reader sees that one has changed since."""
     total: int | None = None
     """Bytes (text, jsonl) or rows (parquet, dataset) in all, for the progress bar; None: unknown (compressed)."""
     tasks: int = 1
@@ -53,8 +56,8 @@ class Inputs:
         return "B" if self.format in ("text", "jsonl") else " rows"
 
 
-def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str) -> Inputs:
-    """Work out what `paths` hold together.
+def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str, but: Path | None = None) -> Inputs:
+    """Work out what `paths` hold together. `but`: the output, which may lie in a folder that is read.
 
     Raises DataError when one does not exist or is given twice, when they hold nothing to read, or several formats.
     """
@@ -68,7 +71,8 @@ def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str) -
             )
         if data_set is not None:
             return data_set
-    found = [_look(path) for path in paths]
+    outputs = [str(but), str(partial_path(but))] if but else []
+    found = [_look(path, outputs) for path in paths]
     named = " --input ".join(paths)
     format = format or _format_of(named, found, paths)
     return _from_files(
@@ -102,10 +106,10 @@ def _data_set(path: str, format: str | None, text_key: str) -> Inputs | None:
     return None
 
 
-def _look(path: str) -> Found:
+def _look(path: str, but: list[str]) -> Found:
     place = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(place):
-        return walk(place)
+        return walk(place, but)
     try:
         return Found([look_at(place)])
     except OSError as error:
@@ -183,6 +187,7 @@ def _from_files(path: str, format: str, text_key: str, found: list[Found]) -> In
         format,
         text_key,
         tuple(file.path for file in files),
+        tuple((file.size, file.modified_ns) for file in files),
         total,
         min(len(files), _tasks(size)),
         identity={"files": len(files), "digest": _digest(one.files for one in found)},

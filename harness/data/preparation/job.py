@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.documents.passed_over import PassedOver
+from harness.data.errors import DataError
 from harness.data.preparation.inputs import Inputs
 from harness.data.preparation.recipe import Recipe, recipe_from_dict
 from harness.run.files import write_json
@@ -67,11 +68,20 @@ def write_job(job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job:
-    """The job of a folder. Raises OSError and ValueError where there is none."""
-    content = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    """The job of a folder. Raises OSError where there is none, and DataError for one that is damaged or of another version."""
+    try:
+        return _job(folder, json.loads((folder / JOB).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / JOB}: damaged, or written by another version of the harness ({error!r}). Prepare again with --restart."
+        ) from None
+
+
+def _job(folder: Path, content: dict[str, Any]) -> Job:
     inputs = content["inputs"]
     passed_over = tuple(PassedOver(**entry) for entry in inputs["passed_over"])
-    inputs |= {"files": tuple(inputs["files"]), "passed_over": passed_over}
+    stats = tuple((size, modified_ns) for size, modified_ns in inputs["stats"])
+    inputs |= {"files": tuple(inputs["files"]), "stats": stats, "passed_over": passed_over}
     return Job(
         **content
         | {
@@ -81,3 +91,12 @@ def read_job(folder: Path) -> Job:
             "recipe": recipe_from_dict(content["recipe"]),
         }
     )
+
+
+def read_made_from(folder: Path) -> dict[str, Any]:
+    """What the job of a folder was made from, whatever version wrote it; empty: it is damaged. Raises OSError where there is none."""
+    try:
+        made_from = json.loads((folder / JOB).read_text(encoding="utf-8"))["made_from"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return made_from if isinstance(made_from, dict) else {}

@@ -16,7 +16,7 @@ from harness.data.errors import DataError
 from harness.data.preparation.folder import has_completed_tasks, partial_folder, remove
 from harness.data.preparation.given_tokenizer import copy_tokenizer, digest, given_tokenizer, tokenizer_files
 from harness.data.preparation.inputs import Inputs, find_inputs
-from harness.data.preparation.job import MANIFEST, Job, read_job, write_job
+from harness.data.preparation.job import JOB, MANIFEST, Job, read_made_from, write_job
 from harness.data.preparation.recipe import Recipe, describe, read_recipe
 from harness.data.preparation.summary import print_summary
 from harness.data.preparation.train_tokenizer import DEFAULT_VOCAB_SIZE, EOS_TOKEN, MIN_VOCAB_SIZE
@@ -52,10 +52,10 @@ def prepare(request: Request) -> dict[str, Any] | None:
     output folder. What was made until then stays for the next call, where any task was completed.
     """
     _check(request)
-    inputs = find_inputs(request.input, request.format, request.text_key)
+    output = request.output.expanduser().absolute()
+    inputs = find_inputs(request.input, request.format, request.text_key, output)
     recipe = read_recipe(request.recipe.expanduser()) if request.recipe else Recipe()
     made_from = _made_from(request, inputs, recipe)
-    output = request.output.expanduser().absolute()
     if (manifest := _existing(output, made_from)) is not None:
         print_summary(f"{output} is already complete", manifest, inputs)
         return manifest
@@ -103,11 +103,10 @@ def _take_over(request: Request, inputs: Inputs, recipe: Recipe, made_from: dict
     output = request.output.expanduser().absolute()
     if request.restart:
         remove(partial)
-    try:
-        earlier = read_job(partial).made_from
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (partial / JOB).exists():
         remove(partial)  # nothing was begun
     else:
+        earlier = read_made_from(partial)
         if differing := _differing(made_from, earlier):
             if has_completed_tasks(partial):
                 raise DataError(
@@ -191,7 +190,8 @@ def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
         differing = _differing(made_from, manifest["made_from"], but="versions")
-    except (OSError, ValueError, KeyError, AttributeError):
+        files = {output / entry["name"]: entry["bytes"] for entry in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"--output {output}: exists and is no prepared data set. Choose another folder.") from None
     if differing:
         raise DataError(
@@ -199,9 +199,9 @@ def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
             "Choose another folder, or remove this one."
         )
     missing = [
-        entry["name"]
-        for entry in manifest["files"]
-        if not (output / entry["name"]).is_file() or (output / entry["name"]).stat().st_size != entry["bytes"]
+        str(file.relative_to(output))
+        for file, size in files.items()
+        if not file.is_file() or file.stat().st_size != size
     ]
     if missing:
         raise DataError(

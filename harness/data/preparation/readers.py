@@ -15,6 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from harness.data.documents.passed_over import BAD_ROW, EMPTY_TEXT, LISTED, PassedOver, as_record, printable
 from harness.data.documents.rows import Row, read_rows, row_of
+from harness.data.documents.walk import look_at
 from harness.data.errors import DataError
 from harness.data.preparation.inputs import Inputs
 from harness.run.files import write_json
@@ -59,8 +60,10 @@ class DocumentReader(PipelineStep):
         if self.inputs.format == "dataset":
             yield from self._documents(self.inputs.path, self._dataset_rows(rank, world_size), entries)
         else:
-            for path in self.inputs.files[rank::world_size]:
+            for number in range(rank, len(self.inputs.files), world_size):
+                path = self.inputs.files[number]
                 yield from self._documents(path, read_rows(path, self.inputs.format, self.keys), entries)
+                _refuse_changed(path, self.inputs.stats[number])
         if self.account is not None:
             self.account.mkdir(parents=True, exist_ok=True)
             write_json(self.account / f"{rank:05d}.json", [as_record(entry) for entry in entries])
@@ -104,3 +107,10 @@ class DocumentReader(PipelineStep):
                 yield row_of(content, self.keys, f"row {rank + number * world_size}", 1)
         except (OSError, ValueError, RuntimeError) as error:  # Arrow's, of damaged files
             raise DataError(f"--input {path}: datasets cannot read it: {error}") from None
+
+
+def _refuse_changed(path: str, expected: tuple[int, int]) -> None:
+    """Raises DataError for a file that is not what it was when the input was listed. Raises OSError."""
+    found = look_at(path)
+    if (found.size, found.modified_ns) != expected:
+        raise DataError(f"{printable(path)}: changed while it was read. Prepare again once nothing writes to it.")

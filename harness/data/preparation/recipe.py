@@ -90,7 +90,7 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises DataError that lists everything wrong with it, and what is not installed for it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise DataError(f"--recipe {path}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -103,6 +103,16 @@ def read_recipe(path: Path) -> Recipe:
         raise DataError("\n".join(f"--recipe {path}: {problem}" for problem in problems))
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML's own loader would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{repeated[0]} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
@@ -120,7 +130,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         content["filters"][name] = {key: _plain(value) for key, value in (_parameters(name) | given).items()}
     paths = [recipe.language.model] if recipe.language and recipe.language.model else []
     paths += recipe.decontaminate.evals.values() if recipe.decontaminate else []
-    return content | {"files": {path: _stamp(Path(path).expanduser()) for path in paths}}
+    return content | {"order": list(recipe.filters), "files": {path: _stamp(Path(path).expanduser()) for path in paths}}
 
 
 def _build(kind: Any, content: Any, where: str, problems: list[str]) -> Any:

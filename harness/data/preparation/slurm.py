@@ -59,6 +59,8 @@ def parse_slurm(text: str) -> SlurmOptions:
         key, equals, value = part.strip().partition("=")
         if not equals or not value or not key:
             problems.append(f"{part!r} is no key=value")
+        elif key in values or key in flags:
+            problems.append(f"{key} is given twice")
         elif key in ("partition", "time"):
             values[key] = value
         elif key in ("tasks", "workers", "cpus", "mem_gb"):
@@ -114,7 +116,10 @@ def submit_stages(job: Job, options: SlurmOptions) -> bool:
 
 def jobs_in_progress(partial: Path) -> str | None:
     """How far the Slurm jobs of this folder are, in a sentence; None: there are none, or all have ended."""
-    submitted: dict[str, str] | None = read_json(partial / JOBS)
+    try:
+        submitted: dict[str, str] | None = read_json(partial / JOBS)
+    except ValueError:
+        raise DataError(f"{partial / JOBS}: damaged. Remove it once squeue shows no job of this preparation.") from None
     if not submitted:
         return None
     command = ["squeue", "--me", "--noheader", "--format=%F"]

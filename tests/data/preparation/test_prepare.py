@@ -18,6 +18,7 @@ import harness.data.preparation.inputs as inputs_module
 from harness.data.__main__ import main
 from harness.data.errors import DataError
 from harness.data.preparation.prepare import Request, prepare
+from harness.data.preparation.readers import DocumentReader
 from harness.data.token_files import TokenSource, open_source
 from tests.data.conftest import write_texts
 
@@ -321,6 +322,25 @@ def damage_index(name: str, folder: Path) -> TokenSource:
     index = source.files[0].path.with_name(f"{source.files[0].path.name}.index")
     index.write_bytes(index.read_bytes()[8:])
     return source
+
+
+def test_an_output_inside_its_input_is_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    command = ["prepare", "--input", str(tmp_path), "--output", f"{tmp_path}/out", *VOCAB]
+    for said in ("out: ", "out is already complete: "):
+        assert main(command) == 0
+        assert said in (last := capsys.readouterr().out.splitlines()[-1]) and last.endswith("; nothing passed over")
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """Its size and time are part of what the output is known by."""
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    reader = DocumentReader(inputs_module.find_inputs(str(tmp_path), None, "text"))
+    documents = reader.run(None, 0, 1)
+    next(documents)
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.jsonl: changed while it was read"):
+        list(documents)
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,19 @@ def test_every_key(tmp_path: Path) -> None:
     assert describe(recipe)["files"] != before
 
 
+def test_the_order_of_filters_is_part_of_what_a_preparation_is_known_by(tmp_path: Path) -> None:
+    one, other = (
+        describe(read_recipe(written(tmp_path, f"filters: {{{first}: {{}}, {second}: {{}}}}")))
+        for first, second in (("c4_quality", "gopher_quality"), ("gopher_quality", "c4_quality"))
+    )
+    assert one != other
+
+
+def test_a_key_given_twice(tmp_path: Path) -> None:
+    """YAML's own loader takes the last and drops the first without a word."""
+    assert "not YAML: filters is given twice" in problems(tmp_path, "filters: {c4_quality: {}}\nfilters: {}\n")
+
+
 def test_the_example_is_right() -> None:
     assert read_recipe(Path(__file__).parents[3] / "conf/recipes/web.yaml").drops
 

@@ -118,6 +118,22 @@ def test_other_options_are_refused_until_told_to_begin_afresh(root: Path) -> Non
     assert manifest["steps"][0]["documents"] == 61 and len(manifest["steps"]) == 2
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"made_from": {"inputs": 1}, "inputs": {"root": "x"}}'])
+def test_a_job_of_another_version_is_not_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    texts = write_documents(tmp_path / "in", [story(1)])
+    done = tmp_path / ".out.partial" / "logs" / "tokenise" / "completions" / "00000"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    (tmp_path / ".out.partial" / "job.json").write_text(content)
+    where = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--vocab-size", "300"]
+    assert main(where) == 2
+    assert "holds an unfinished preparation from something else" in capsys.readouterr().err
+    assert done.exists()
+    assert main([*where, "--restart"]) == 0
+
+
 def test_a_worker_that_is_killed(root: Path) -> None:
     """As by the kernel, short of memory: the preparation says so and does not hang."""
     process = subprocess.Popen(command(root, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -93,8 +93,13 @@ def test_options() -> None:
         "cpu", tasks=50, flags={"account": "team"}
     )
     with pytest.raises(DataError) as error:
-        parse_slurm("tasks=many,cpus")
-    for part in ("tasks=many: must be a whole number from 1", "'cpus' is no key=value", "partition is missing"):
+        parse_slurm("tasks=many,cpus,account=a,account=b")
+    for part in (
+        "account is given twice",
+        "tasks=many: must be a whole number from 1",
+        "'cpus' is no key=value",
+        "partition is missing",
+    ):
         assert part in str(error.value)
 
 
