@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests: the session-scoped fixture `slurm_cluster`, 4 nodes."""
+"""A real Slurm cluster for tests: the session-scoped fixture `slurm_cluster`, 8 nodes."""
 
 import subprocess
 import tempfile
@@ -11,6 +11,10 @@ from slurm.devcluster import cgroups, cluster, daemons, network, nodes, requirem
 from slurm.devcluster.errors import MissingError
 from slurm.devcluster.layout import Layout, Settings
 from tests.conftest import skip_or_fail
+
+
+NODES = 8
+"""From 7 on, Slurm ends a step through a tree of its nodes, where a dead one makes the others wait."""
 
 
 class SlurmCluster:
@@ -113,10 +117,10 @@ def require_slurm() -> None:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Four nodes, up for the whole session; a test that breaks one calls `repair()` at its end."""
+    """NODES nodes, up for the whole session; a test that breaks one calls `repair()` at its end."""
     require_slurm()
     folder = Path(tempfile.mkdtemp(prefix="harness-slurm-"))
-    layout = cluster.up(folder, Settings(nodes=4))
+    layout = cluster.up(folder, Settings(nodes=NODES))
     try:
         yield SlurmCluster(layout)
     finally:

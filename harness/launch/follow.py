@@ -6,8 +6,9 @@ from typing import Any
 
 from harness.cluster import submit
 from harness.config.schema import RootConfig
-from harness.run.attempt import read_outcome
+from harness.run.attempt import ending_text, read_outcome
 from harness.run.folder import RunFolder
+from harness.slurm import SlurmError
 from harness.text import bytes_text, duration_text
 
 POLL_SECONDS = 0.5
@@ -24,12 +25,21 @@ def follow(config: RootConfig, run: RunFolder, job_id: str, show_from: float) ->
     state: str | None = "SUBMITTED"
     while True:
         if time.monotonic() - checked > STATE_SECONDS or _outcome_state(run, show_from):
-            state = submit.is_active(run, config.cluster.kind, job_id)
+            state = _state(run, config, job_id, state)
             checked = time.monotonic()
         printer.update(state)
         if state is None:
             return _say_end(run, show_from)
         time.sleep(POLL_SECONDS)
+
+
+def _state(run: RunFolder, config: RootConfig, job_id: str, before: str | None) -> str | None:
+    """The job's state, or the one before while Slurm does not answer: the run goes on all the same."""
+    try:
+        return submit.is_active(run, config.cluster.kind, job_id)
+    except SlurmError as error:
+        print(f"going on without an answer from Slurm: {error}", flush=True)
+        return before
 
 
 class _Printer:
@@ -73,12 +83,14 @@ def validation_line(record: dict[str, Any]) -> str:
 def event_line(record: dict[str, Any]) -> str:
     """`14:02:11 restart: rank_crash at step 40 on n1`."""
     clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
-    parts = [f"{clock} {record['event'].replace('_', ' ')}"]
+    # what happened to a node is recorded by another
+    subject = record.get("lost") or record.get("readmitted")
+    parts = [f"{clock} {record['event'].replace('_', ' ')}{f' {subject}' if subject else ''}"]
     if record.get("reason"):
         parts.append(f"({record['reason']})")
     if record.get("step") is not None:
         parts.append(f"at step {record['step']:,}")
-    if record.get("node"):
+    if record.get("node") and not subject:
         parts.append(f"on {record['node']}")
     if record.get("bytes") is not None:
         parts.append(bytes_text(record["bytes"]))
@@ -110,9 +122,9 @@ def _say_end(run: RunFolder, since: float) -> int:
     attempt = run.newest_attempt()
     outcome = read_outcome(run, attempt) if attempt is not None else None
     if outcome is None or _outcome_state(run, since) is None:
-        print(f"the job ended before its agent could say why; look into {run.submit_dir}", flush=True)
+        print(f"job ended before the agent recorded a reason; see {run.submit_dir}", flush=True)
         return 1
-    print(f"run {run.name} {outcome.state}: {outcome.why}", flush=True)
+    print(f"run {run.name} {ending_text(run)}", flush=True)
     if outcome.state != "finished":
         print(f"what its nodes printed: {run.attempt_dir(attempt or 0)}", flush=True)
     return 0 if outcome.state == "finished" else 1

@@ -23,6 +23,7 @@ from harness.data.packing import PackingMissing
 from harness.data.stage import make_stage_folder
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.plan import Plan, make_plan, plan_as_dict
+from harness.recovery.requeue import apply_exclusions
 from harness.run.files import read_json, write_json
 from harness.run.folder import RunFolder, config_as_dict
 from harness.train.validation import EarlyStop
@@ -255,6 +256,8 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
     if job_id := record.get("job_id"):
         state = submit.is_active(run, previous.cluster.kind, job_id)
         if state:
+            if state == "PENDING":
+                state = _pending_with_edits(config, run, job_id)
             stop = f"scancel {job_id}" if previous.cluster.kind is ClusterKind.slurm else f"kill {job_id}"
             raise LaunchError(
                 [f"run.name={run.name}: already {state.lower()} as job {job_id}; follow it with `python -m harness.status {run.name}`, "
@@ -274,6 +277,14 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
     if choice.usable:
         _refuse_finished(config, run, max(choice.usable))
     return recorded(differences)
+
+
+def _pending_with_edits(config: RootConfig, run: RunFolder, job_id: str) -> str:
+    """Launching a pending run again applies what was edited in excluded_nodes.json and cluster.exclude."""
+    excluded = apply_exclusions(config, run, job_id)
+    return (
+        "pending" if excluded is None else f"pending, and its excluded nodes are now {', '.join(excluded) or 'none'},"
+    )
 
 
 def _refuse_finished(config: RootConfig, run: RunFolder, step: int) -> None:

@@ -103,7 +103,7 @@ def gather(run: RunFolder, config: RootConfig, node: Node, ended: Ended, began: 
         nodes=tuple(node.nodes),
         bad_nodes=bad_nodes,
         excluded=run.excluded_nodes(),
-        room=room(config, node) if found else Room(),
+        room=room(config, node.job_id) if found else Room(),
     )
 
 

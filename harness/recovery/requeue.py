@@ -8,8 +8,8 @@ from functools import partial
 
 from harness import slurm
 from harness.config.schema import RootConfig
-from harness.recovery.room import Room
-from harness.run.folder import Ledger
+from harness.recovery.room import Room, keep_off
+from harness.run.folder import Ledger, RunFolder
 from harness.run.node import Node
 
 REFUSED = re.compile(r"disabled|denied|invalid|not supported|not permitted", re.IGNORECASE)
@@ -25,8 +25,8 @@ class RequeueRefused(Exception):
     """Slurm does not let the job be requeued; the message says so in its words, and what to do."""
 
 
-def requeue(node: Node, keep_off: Collection[str], wait_seconds: float, ledger: Ledger) -> None:
-    """Requeue the job, then keep it off `keep_off` and pending for `wait_seconds`.
+def requeue(node: Node, excluded: Collection[str], wait_seconds: float, ledger: Ledger) -> None:
+    """Requeue the job, then keep it off `excluded` and pending for `wait_seconds`.
 
     Only a pending job's exclusions can be changed, and requeueing ends every process of the job, this one too: so it must
     not die of SIGTERM before the second request. Raises RequeueRefused.
@@ -36,10 +36,10 @@ def requeue(node: Node, keep_off: Collection[str], wait_seconds: float, ledger: 
         _until_requeued(node, ledger)
         for _ in range(UPDATES):
             try:
-                return slurm.keep_off(node.job_id, keep_off, wait_seconds)
+                return slurm.keep_off(node.job_id, excluded, wait_seconds)
             except slurm.SlurmError as error:
                 print(
-                    f"could not exclude {', '.join(keep_off) or 'nothing'} from job {node.job_id}: {error}", flush=True
+                    f"could not exclude {', '.join(excluded) or 'nothing'} from job {node.job_id}: {error}", flush=True
                 )
                 time.sleep(1)
     finally:
@@ -64,11 +64,22 @@ def _until_requeued(node: Node, ledger: Ledger) -> None:
             return None  # the request got through, only its answer did not
 
 
-def room(config: RootConfig, node: Node) -> Room:
+def apply_exclusions(config: RootConfig, run: RunFolder, job_id: str) -> tuple[str, ...] | None:
+    """Tell Slurm of exclusions that were edited while the job is pending; returns them, or None if Slurm has them already.
+    Raises SlurmError."""
+    wanted = keep_off(room(config, job_id), run.excluded_nodes()).nodes
+    found = slurm.job(job_id)
+    if found is None or set(slurm.expand_nodes(found.excluded)) == set(wanted):
+        return None
+    slurm.keep_off(job_id, wanted)
+    return wanted
+
+
+def room(config: RootConfig, job_id: str) -> Room:
     """The nodes that the job could have, as far as Slurm answers."""
     named = slurm.ask(partial(slurm.expand_nodes, ",".join(config.cluster.exclude)))
     forbidden = frozenset(config.cluster.exclude if named is None else named)
-    found = slurm.ask(partial(slurm.job, node.job_id))
+    found = slurm.ask(partial(slurm.job, job_id))
     states = slurm.ask(partial(slurm.node_states, partition=found.partition)) if found else None
     sick = frozenset(name for name, state in (states or {}).items() if slurm.is_sick(state))
     return Room(config.cluster.nodes, states, sick, forbidden)

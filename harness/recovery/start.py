@@ -44,7 +44,7 @@ def begin(run: RunFolder, config: RootConfig, node: Node) -> None:
         on_slurm=node.on_slurm,
         nodes=tuple(node.nodes),
         excluded=excluded,
-        room=room(config, node) if unwanted else Room(),
+        room=room(config, node.job_id) if unwanted else Room(),
     )
     _carry_out(run, node, decide(facts))
 

@@ -101,3 +101,15 @@ def write_outcome(run: RunFolder, number: int, outcome: Outcome) -> None:
 def read_outcome(run: RunFolder, number: int) -> Outcome | None:
     record = read_json(run.attempt_dir(number) / "outcome.json")
     return Outcome(**record) if record else None
+
+
+def ending_text(run: RunFolder) -> str:
+    """How a run whose job is over has ended, in the words of whoever recorded it last."""
+    for event in reversed(run.events()):
+        if event.get("event") == "gave_up":
+            return f"gave up: {event.get('why', '')}"
+        if event.get("event") in ("attempt_start", "submitted"):
+            break
+    newest = run.newest_attempt()
+    outcome = read_outcome(run, newest) if newest is not None else None
+    return f"{outcome.state}: {outcome.why}" if outcome else "ended; no agent recorded an outcome"

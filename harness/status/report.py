@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.cluster import submit
 from harness.config.schema import RootConfig
 from harness.launch.follow import event_line
 from harness.monitor.client import Alert, PrometheusUnavailable, QueryError, connect
-from harness.run.attempt import load, read_outcome
+from harness.run.attempt import ending_text, load
 from harness.run.files import read_json, sample_json_lines
 from harness.run.folder import RunFolder
 from harness.text import ago_text, count_text, duration_text
@@ -77,7 +78,7 @@ def gather(run: RunFolder) -> Status:
         config=config,
         state=_state(run, config),
         job_id=run.record().get("job_id"),
-        step=int(last.get("step", 0)),
+        step=max([int(last.get("step", 0)), *steps]),
         last_step_time=last.get("time"),
         tokens=int(last.get("tokens", 0)),
         losses=[r["loss"] for r in sample_json_lines(run.metrics_path, CURVE_POINTS) if r["loss"] is not None],
@@ -107,13 +108,36 @@ def _state(run: RunFolder, config: RootConfig) -> str:
         active = submit.is_active(run, config.cluster.kind, job_id)
     except slurm.SlurmError as error:
         return f"not known ({error})"
-    if active:
-        return active.lower()
-    newest = run.newest_attempt()
-    outcome = read_outcome(run, newest) if newest is not None else None
-    if outcome is None:
-        return "ended without a word from its agents"
-    return f"{outcome.state}: {outcome.why}"
+    if active == "PENDING":
+        return _pending(run, job_id)
+    return active.lower() if active else ending_text(run)
+
+
+PENDING_REASONS = {
+    "BadConstraints": "no allocation of this size is possible without the excluded nodes; edit excluded_nodes.json or "
+    "cluster.exclude, then launch the run again",
+    "BeginTime": "the next try follows after a wait",
+    "Resources": "waiting for nodes",
+    "Priority": "other jobs are ahead",
+    "JobHeldUser": "held; release it with `scontrol release`",
+    "JobHeldAdmin": "held by an administrator",
+    "launch failed requeued held": "held after a failed start; release it with `scontrol release`",
+}
+"""Slurm's reasons in more words. Others are shown as they are."""
+
+
+def _pending(run: RunFolder, job_id: str) -> str:
+    """Why the job does not run, by Slurm's word and by ours."""
+    found = slurm.ask(partial(slurm.job, job_id), seconds=0)
+    reason = found.reason if found else ""
+    parts = [f"pending ({reason}: {PENDING_REASONS[reason]})" if reason in PENDING_REASONS else f"pending ({reason})"]
+    for event in reversed(run.events()):
+        if event.get("event") in ("attempt_start", "submitted"):
+            break
+        if event.get("event") == "waiting":
+            parts.append(str(event.get("why", "")))
+            break
+    return "; ".join(parts) if reason else "; ".join(["pending", *parts[1:]])
 
 
 @dataclass(frozen=True)
@@ -182,7 +206,7 @@ def _state_text(status: Status, now: float) -> str:
         step_seconds = status.config.train.global_batch_size * status.config.data.seq_len / status.tokens_per_second
         silent = now - status.last_step_time
         if silent > LATE_FACTOR * step_seconds + 60:
-            late = f"; STANDS STILL: no step for {duration_text(silent)}"
+            late = f"; STALLED: no step for {duration_text(silent)}"
     return f"{status.state}{job}{late}"
 
 

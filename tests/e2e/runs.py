@@ -22,6 +22,16 @@ SMALL = (
     "checkpoint.keep=null",
 )
 """Overrides of a run that takes about 15 s of training on two cores, three ranks."""
+QUICK = (
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=1",
+    "data.seq_len=64",
+    "monitor.mode=off",
+)
+"""Overrides on top for runs whose steps take milliseconds, where the restart is the matter."""
 SLURM = (
     "cluster=slurm",
     "cluster.gpus_per_node=0",

@@ -74,14 +74,14 @@ def test_rank_killed(slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: d
 
 def test_agent_killed(slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float]) -> None:
     run = _start(slurm, "agent")
-    os.kill(_pid(slurm_cluster, "n2", "submitit.core._submit"), signal.SIGKILL)
+    os.kill(_pid(slurm_cluster, "n2", "harness.agent "), signal.SIGKILL)
     _check_resumed_exactly(run, uninterrupted, "unknown", attempts=2)
     assert run.folder.excluded_nodes() == {}
 
 
 def test_head_agent_killed(slurm: Bench, slurm_cluster: SlurmCluster, uninterrupted: dict[int, float]) -> None:
     run = _start(slurm, "head")
-    os.kill(_pid(slurm_cluster, "n1", "submitit.core._submit"), signal.SIGKILL)
+    os.kill(_pid(slurm_cluster, "n1", "harness.agent "), signal.SIGKILL)
     _check_resumed_exactly(run, uninterrupted, "unknown", attempts=2)
 
 

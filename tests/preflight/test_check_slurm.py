@@ -34,16 +34,16 @@ def test_no_slurm_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_real_slurm_says(slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(key, slurm_cluster.env[key])
-    found = look(tmp_path, nodes=4, time="00:10:00")
+    found = look(tmp_path, nodes=8, time="00:10:00")
     assert found.status is Status.ok, found
-    assert "to start at" in found.summary and "on nodes n[1-4]" in found.summary
+    assert "to start at" in found.summary and "on nodes n[1-8]" in found.summary
     queue = subprocess.run(["squeue", "--noheader"], env=slurm_cluster.env, capture_output=True, text=True, check=True)
     assert queue.stdout == "", "nothing is submitted"
 
     (failure,) = [text for text in look(tmp_path, partition="gpu").failures if "no such partition" in text]
     assert failure.startswith("cluster.partition=gpu: no such partition as gpu; there are ")
-    too_many = look(tmp_path, nodes=4, exclude=["n[2-3]"]).failures
-    assert "has 2 nodes without the 2 excluded" in too_many[0] and too_many[1].startswith("sbatch --test-only says: ")
+    too_many = look(tmp_path, nodes=8, exclude=["n[2-3]"]).failures
+    assert "has 6 nodes without the 2 excluded" in too_many[0] and too_many[1].startswith("sbatch --test-only says: ")
     (refused,) = look(tmp_path, nodes=1, cpus_per_node=10_000).failures
     assert refused.startswith("sbatch --test-only says: Requested node configuration is not available. Change cluster.")
     (unknown,) = look(tmp_path, sbatch={"no-such-flag": "1"}).failures
@@ -53,7 +53,7 @@ def test_what_a_real_slurm_says(slurm_cluster: SlurmCluster, tmp_path: Path, mon
         ["scontrol", "update", "nodename=n4", "state=drain", "reason=test"], env=slurm_cluster.env, check=True
     )
     try:
-        waiting = look(tmp_path, nodes=4)
+        waiting = look(tmp_path, nodes=8)
     finally:
         slurm_cluster.repair()
-    assert any("of the 4 nodes in partition" in text and "(n4 drain" in text for text in waiting.warnings)
+    assert any("of the 8 nodes in partition" in text and "(n4 drain" in text for text in waiting.warnings)

@@ -84,6 +84,6 @@ def test_room_is_what_slurm_could_give(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"n1": "idle", "n2": "down*", "n3": "mixed", "n4": "idle"}
 
     monkeypatch.setattr(slurm, "node_states", states)
-    found = room(compose(["+exp=tiny", "cluster.nodes=2", "cluster.exclude=['n[4-5]']"]), NODE)
+    found = room(compose(["+exp=tiny", "cluster.nodes=2", "cluster.exclude=['n[4-5]']"]), "7")
     assert asked == ["main"]
     assert found.healthy() == {"n1", "n3"} and found.forbidden == {"n4", "n5"} and found.needed == 2

@@ -63,14 +63,14 @@ def test_a_running_run(run: RunFolder) -> None:
 def test_a_run_that_stands_still_says_so(run: RunFolder) -> None:
     now = time.time()
     log_steps(run, 30, now)
-    assert "STANDS STILL: no step for 5 min" in render(gather(run), now + 300)
-    assert "STANDS STILL" not in render(gather(run), now + 60)
+    assert "STALLED: no step for 5 min" in render(gather(run), now + 300)
+    assert "STALLED" not in render(gather(run), now + 60)
 
 
 def test_the_last_word_of_a_run_that_ended(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: None)
     claim(run, "77.0", "77", ["n1"], "h", 1)
-    assert "ended without a word" in render(gather(run))
+    assert "no agent recorded an outcome" in render(gather(run))
     write_outcome(run, 0, Outcome("failed", "nonfinite", "loss stayed NaN", final=True))
     assert "failed: loss stayed NaN" in render(gather(run))
     write_outcome(run, 0, Outcome("finished", "", "stopped early after step 40 of 120", final=True))
