@@ -91,7 +91,7 @@ class Bench:
         os.kill(self._pid(self._nodes()[1], "harness.train"), signal.SIGKILL)
 
     def kill_agent(self) -> None:
-        os.kill(self._pid(self._nodes()[1], "submitit.core._submit"), signal.SIGKILL)
+        os.kill(self._pid(self._nodes()[1], "harness.agent "), signal.SIGKILL)
 
     def kill_node(self) -> None:
         nodes.power_off(self._layout, self._nodes()[1])

@@ -12,7 +12,6 @@ from slurm.devcluster.errors import MissingError
 from slurm.devcluster.layout import Layout, Settings
 from tests.conftest import skip_or_fail
 
-
 NODES = 8
 """From 7 on, Slurm ends a step through a tree of its nodes, where a dead one makes the others wait."""
 

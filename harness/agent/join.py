@@ -1,16 +1,14 @@
 """How the agents of one start of the job agree on an attempt: the head node claims it, the others wait for it."""
 
-import errno
 import socket
-import time
 
 from harness.run.attempt import Attempt, claim, wait_for
+from harness.run.files import keep_trying
 from harness.run.folder import RunFolder
 from harness.run.node import Node
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
-"""A folder that can't be written now, and may be again: the run waits instead of dying."""
-LONGEST_PAUSE = 60.0
+CLAIM_SECONDS = 7 * 86400.0
+"""How long a head agent tries to claim an attempt on a full disk: longer than most time limits, which end it in any case."""
 
 
 def join_attempt(run: RunFolder, node: Node) -> Attempt:
@@ -32,16 +30,10 @@ def _reason(run: RunFolder, node: Node) -> str | None:
 
 
 def _claim(run: RunFolder, node: Node) -> Attempt:
-    pause = 1.0
-    while True:
-        try:
-            return claim(run, node.attempt_key, node.job_id, node.nodes, node.address, _free_port(node.address))
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            print(f"{run.attempts_dir}: {error.strerror}; waiting for room, trying again in {pause:.0f} s", flush=True)
-        time.sleep(pause)
-        pause = min(LONGEST_PAUSE, 2 * pause)
+    def write() -> Attempt:
+        return claim(run, node.attempt_key, node.job_id, node.nodes, node.address, _free_port(node.address))
+
+    return keep_trying(write, f"the attempt's record to {run.attempts_dir}", CLAIM_SECONDS)
 
 
 def _free_port(address: str) -> int:

@@ -140,7 +140,8 @@ class ClusterConfig:
     signal_delay_seconds: int = 120
     """How long before the time limit the run saves, stops and requeues. Must exceed one step plus one checkpoint."""
     max_restarts_without_progress: int = 3
-    """Restarts in a row without one new finished step, after which the run ends and says why."""
+    """Restarts in a row without a new checkpoint or finished step, after which the run ends and says why. Bad nodes and
+    preemptions do not count."""
     hang_seconds: float = 900.0
     """No sign of progress for this long while training or validating (a step, a validated batch): the agent prints every
     rank's stack, looks again, and restarts the ranks. Waiting for data counts; what `planned_hang_seconds` covers does not."""

@@ -24,7 +24,7 @@ from harness.recovery.start import Refused, begin, exclude_node, restart_event
 from harness.recovery.steps import Ended, Steps
 from harness.run.attempt import Attempt, load, log_path, read_outcome, silent_nodes
 from harness.run.exit_codes import BATCH_CODES, JOB_FAILED, NOT_RETRIED
-from harness.run.folder import RunFolder
+from harness.run.folder import RunFolder, RunFolderError
 from harness.run.node import Node, this_node
 from harness.system.output import keep_printing
 
@@ -38,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("runs inside a Slurm batch script only: SLURM_JOB_ID is not set")
     keep_printing()
-    code = run_job(RunFolder(options.run))
+    try:
+        code = run_job(RunFolder(options.run))
+    except RunFolderError as error:  # this host does not see the run folder: the shell leaves it out
+        print(error, flush=True)
+        return 1
     return code if code in BATCH_CODES else JOB_FAILED
 
 
@@ -83,7 +87,8 @@ def gather(run: RunFolder, config: RootConfig, node: Node, ended: Ended, began: 
     outcome = read_outcome(run, attempt.number) if attempt else None
     started = {name for name in node.nodes if attempt and log_path(run, attempt.number, name).exists()}
     lost = _lost_nodes(run, attempt, ended, began) if attempt else {}
-    bad_nodes = lost or _not_started(ended, started)
+    # without room in the run folder a healthy agent leaves no sign of its start either
+    bad_nodes = lost or (_not_started(ended, started) if run.writable() else {})
     reason = outcome.reason if outcome and outcome.state in ("stopped", "failed") else "node_fail" if bad_nodes else ""
     why = _why(ended, lost) or (outcome.why if outcome else "") or f"srun ended with status {ended.status}"
     fatal = sorted({ended.statuses[name] for name in started & set(ended.statuses)} & NOT_RETRIED)
@@ -93,7 +98,7 @@ def gather(run: RunFolder, config: RootConfig, node: Node, ended: Ended, began: 
     return Facts(
         Moment.agents_ended,
         config.cluster.max_restarts_without_progress,
-        budget([*run.events(), pending]),
+        budget([*run.events(), *run.ledger(None).unwritten(), pending]),
         reason=reason or "unknown",
         why=why,
         outcome=outcome,

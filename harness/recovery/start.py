@@ -1,5 +1,6 @@
 """What precedes every start of the job: how the last attempt ended, which nodes to keep out, and whether to go on at all."""
 
+import contextlib
 from collections.abc import Collection
 from typing import Any
 
@@ -78,8 +79,13 @@ def _exclude(run: RunFolder, node: Node, ending: Ending) -> None:
 
 
 def exclude_node(run: RunFolder, node: Node, name: str, why: str) -> None:
-    """Keep `name` out of the run from now on, and record it unless it already was."""
-    if run.exclude_node(name, why):
+    """Keep `name` out of the run from now on, and record it unless it already was. On a full disk Slurm alone is told."""
+    try:
+        excluded_now = run.exclude_node(name, why)
+    except OSError as error:
+        print(f"{name} is excluded, and {run.excluded_path} can't say so: {error}", flush=True)
+        return
+    if excluded_now:
         run.ledger(run.newest_attempt(), node.name).write("node_excluded", step=run.last_step(), lost=name, why=why)
 
 
@@ -96,5 +102,6 @@ def _carry_out(run: RunFolder, node: Node, decision: Decision) -> None:
             raise Refused(str(refusal), JOB_FAILED) from refusal
         raise Refused(f"requeued: {decision.why}", OK)
     for name in decision.readmit:
-        run.readmit_node(name)
+        with contextlib.suppress(OSError):  # on a full disk it stays in the list, and is readmitted again
+            run.readmit_node(name)
         ledger.write("node_readmitted", step=run.last_step(), readmitted=name, why=decision.why)

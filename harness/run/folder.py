@@ -117,6 +117,16 @@ class RunFolder:
                 "set runs_dir to a folder that you may write to and that every node sees"
             ) from error
 
+    def writable(self) -> bool:
+        """Whether a byte can be written here now: no full disk, no lost mount."""
+        probe = self.path / f".room-{os.getpid()}"
+        try:
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError:
+            return False
+        return True
+
     def save_config(self, config: RootConfig) -> None:
         """Write the resolved config."""
         write_atomic(self.config_path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))

@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.runs import QUICK, SLURM, Bench, Run
 from tests.slurm_cluster import SlurmCluster
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slurm, pytest.mark.timeout(420)]
 
@@ -116,6 +117,7 @@ def test_a_pending_run_takes_an_edited_exclusion(slurm: Bench, slurm_cluster: Sl
     """Slurm keeps its own copy of the list; launching again applies the edit."""
     only_two = all_but(slurm_cluster, "n1", "n2")
     slurm_cluster.kill("n1")
+    wait_for(lambda: "down" in slurm_cluster.states()["n1"] or None, "Slurm knows that n1 is down", 60)
     run = launch(slurm, "edited", 2, only_two)
     again = slurm.launch("edited", *SLURM, *QUICK, "cluster.nodes=2", "train.global_batch_size=4", check=False)
     assert "already pending" in again.stderr + again.stdout

@@ -5,16 +5,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from tests.e2e.runs import QUICK, Bench, Run
+from tests.e2e.runs import Bench, Run
 from tests.e2e.test_bad_nodes import ENDLESS, job, launch, wait_for_checkpoint
 from tests.slurm_cluster import SlurmCluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slurm, pytest.mark.timeout(420)]
-
-assert QUICK  # the runs here are those of test_bad_nodes
 
 
 @pytest.fixture(autouse=True)
@@ -75,16 +74,19 @@ def test_short_starts_with_a_checkpoint_each_go_on(slurm: Bench) -> None:
 
 def test_ranks_that_die_on_another_node_than_the_head_end_the_run(slurm: Bench, slurm_cluster: SlurmCluster) -> None:
     run = launch(slurm, "loop", 2, *ENDLESS, "checkpoint.every_steps=100000", "cluster.max_restarts_without_progress=1")
-    deaths = 0
-    while not run.events("gave_up") and deaths < 6:
-        run.wait(lambda: _trains_or_ended(run, deaths), f"start {deaths + 1} of training, or the end", 120)
-        if not run.events("gave_up"):
-            kill(slurm_cluster, "n2", "harness.train ")
-            deaths += 1
-            run.wait(lambda: len(run.events("rank_failed")) >= deaths, "the failure in the ledger", 60)
+    for deaths in range(6):
+        run.wait(partial(_trains_or_gave_up, run, deaths), f"start {deaths + 1} of training, or the end", 120)
+        if run.events("gave_up"):
+            break
+        kill(slurm_cluster, "n2", "harness.train ")
+        run.wait(partial(_failed, run, deaths), "the failure in the ledger", 60)
     assert "cluster.max_restarts_without_progress=1" in run.events("gave_up")[0]["why"]
     run.wait(lambda: job(slurm, run)["JobState"] == "FAILED", "the end of the job", 60)
 
 
-def _trains_or_ended(run: Run, deaths: int) -> bool:
+def _trains_or_gave_up(run: Run, deaths: int) -> bool:
     return len(run.events("train_start")) > deaths or bool(run.events("gave_up"))
+
+
+def _failed(run: Run, deaths: int) -> bool:
+    return sum(event["node"] == "n2" for event in run.events("rank_failed")) > deaths
