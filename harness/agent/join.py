@@ -4,7 +4,7 @@ import socket
 
 from harness.run.attempt import Attempt, claim, wait_for
 from harness.run.files import keep_trying
-from harness.run.folder import RunFolder
+from harness.run.folder import RunFolder, RunFolderError
 from harness.run.node import Node
 
 CLAIM_SECONDS = 7 * 86400.0
@@ -31,7 +31,10 @@ def _reason(run: RunFolder, node: Node) -> str | None:
 
 def _claim(run: RunFolder, node: Node) -> Attempt:
     def write() -> Attempt:
-        return claim(run, node.attempt_key, node.job_id, node.nodes, node.address, _free_port(node.address))
+        try:
+            return claim(run, node.attempt_key, node.job_id, node.nodes, node.address, _free_port(node.address))
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise RunFolderError(f"{run.attempts_dir}: {error.strerror}") from error  # waiting does not mend it
 
     return keep_trying(write, f"the attempt's record to {run.attempts_dir}", CLAIM_SECONDS)
 

@@ -126,6 +126,7 @@ def _elastic_agent(policy: "RestartPolicy", spec: Any, logs: Any) -> Any:
                 raise GivesUp
             time.sleep(wait_seconds)
             super()._restart_workers(worker_group)
+            policy.restarted()
 
         def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *arguments: Any, **options: Any) -> None:
             # a rank inside a blocked collective can't act on SIGTERM: don't wait torch's 30 s for it

@@ -23,13 +23,8 @@ def budget(events: Iterable[dict[str, Any]]) -> Budget:
     was finished before a restart. Steps that are done again after a rewind are progress again, and somebody who launches
     the run again gives it a new budget."""
     furthest, tries, useless = 0, 0, 0
-    under_way = (
-        False  # a restart inside the job that has not trained yet: one of the job meanwhile is the same incident
-    )
     for event in events:
         name, step = event.get("event"), event.get("step")
-        if name in ("train_start", "attempt_start"):
-            under_way = False
         if name == "rewind":
             furthest = min(furthest, step or 0)
         progress = name in REACHED and isinstance(step, int) and step > furthest
@@ -37,9 +32,7 @@ def budget(events: Iterable[dict[str, Any]]) -> Budget:
             furthest = int(step or 0)
         if progress or (name == "restart" and event.get("reason") == "user"):
             tries, useless = 0, 0
-        elif name == "restart" and not (under_way and "how" in event):
+        elif name == "restart":
             tries += 1
             useless += not (event.get("bad_nodes") or event.get("reason") == "preempt")
-        if name == "restart":
-            under_way = "how" not in event
     return Budget(tries, useless)

@@ -19,6 +19,7 @@ class RestartPolicy:
     def __init__(self, run: RunFolder, ledger: Ledger, boards: Path, head: bool, limit: int) -> None:
         self._run, self._ledger, self._boards, self._head, self._limit = run, ledger, boards, head, limit
         self._failure = ""
+        self._due: dict[str, Any] = {}
         self.exit_code = 0
         """Not 0: ranks are not started again, and the launcher ends with it."""
 
@@ -40,16 +41,20 @@ class RestartPolicy:
         decision = self._decide(None)
         if self.exit_code:
             return 0.0
-        if self._head:
-            record = self._restart()
-            if decision.wait_seconds:
-                record["wait_seconds"] = decision.wait_seconds
-            with contextlib.suppress(OSError):
-                (self._boards / "hang").unlink(missing_ok=True)
-            self._ledger.write(**record)
+        self._due = self._restart()
+        if decision.wait_seconds:
+            self._due["wait_seconds"] = decision.wait_seconds
+        with contextlib.suppress(OSError):
+            (self._boards / "hang").unlink(missing_ok=True)
         self._failure = ""
         print(f"restarting the ranks at {time.strftime('%H:%M:%S')}", flush=True)
         return decision.wait_seconds
+
+    def restarted(self) -> None:
+        """All nodes have met again and the ranks start. Recorded only now: if a node is lost, its ranks' failure comes first
+        and the end of the job second, and the two are one restart, the job's."""
+        if self._head:
+            self._ledger.write(**self._due)
 
     def catch_up(self) -> None:
         """Record what could not be recorded so far; costs nothing otherwise."""

@@ -55,7 +55,9 @@ def test_an_agents_death_is_one_restart_that_names_the_node(slurm: Bench, slurm_
     kill(slurm_cluster, "n2", "harness.agent ")
     wait_for_checkpoint(run, starts=2)
     time.sleep(70)
-    assert [event["why"] for event in run.events("restart")] == ["n2: its agent was killed (SIGKILL)"], run.describe()
+    assert [event.get("why") for event in run.events("restart")] == ["n2: its agent was killed (SIGKILL)"], (
+        run.describe()
+    )
     assert job(slurm, run)["JobState"] == "RUNNING" and job(slurm, run)["Restarts"] == "1"
 
 

@@ -15,9 +15,6 @@ def _requeues(*steps: int, **fields: Any) -> list[dict[str, Any]]:
     return _restarts(*steps, how="requeue", **fields)
 
 
-TRAINED = {"event": "train_start", "step": 0}
-
-
 @pytest.mark.parametrize(
     ("events", "tries", "useless"),
     [
@@ -52,13 +49,6 @@ TRAINED = {"event": "train_start", "step": 0}
         ),
         pytest.param(_requeues(0, 0, 0, 0, bad_nodes=["n2"]), 4, 0, id="bad nodes are not the run's fault"),
         pytest.param(_requeues(0, 0, 0, 0, reason="preempt"), 4, 0, id="nor is preemption"),
-        pytest.param(
-            [*_restarts(5), TRAINED, *_restarts(5), *_requeues(5)], 1, 1, id="ranks and then the job: one incident"
-        ),
-        pytest.param(
-            [*_restarts(5), TRAINED, *_restarts(5), *_requeues(5, 5)], 2, 2, id="but only once"
-        ),
-        pytest.param([*_restarts(5), TRAINED, *_restarts(5), TRAINED, *_requeues(5)], 2, 2, id="it trained in between"),
         pytest.param(_restarts(0, 0), 2, 2, id="ranks that die before they train"),
     ],
 )  # fmt: skip

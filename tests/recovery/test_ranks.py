@@ -29,6 +29,7 @@ def crash(policy: RestartPolicy) -> None:
     policy.failed({0: -9})
     if not policy.exit_code:
         policy.restarting()
+        policy.restarted()
 
 
 def test_crashes_with_progress_never_end_it(run: RunFolder) -> None:
@@ -38,6 +39,12 @@ def test_crashes_with_progress_never_end_it(run: RunFolder) -> None:
         crash(ours)
     assert ours.exit_code == 0
     assert [event["step"] for event in run.events() if event["event"] == "restart"] == list(range(10, 100, 10))
+
+
+def others_crash(policy: RestartPolicy) -> None:
+    policy.restarting()
+    if not policy.exit_code:
+        policy.restarted()
 
 
 def crash_until_the_end(ours: RestartPolicy, crash: Callable[[RestartPolicy], None]) -> None:
@@ -62,7 +69,7 @@ def test_crashes_without_progress_do(run: RunFolder) -> None:
 def test_crashes_of_another_nodes_ranks_count_as_well(run: RunFolder) -> None:
     """The head's own ranks are fine and only told to start again."""
     ours = policy(run)
-    crash_until_the_end(ours, lambda policy: policy.restarting() and None)
+    crash_until_the_end(ours, others_crash)
     assert ours.exit_code == CRASH_LOOP
     assert [event["event"] for event in run.events()] == ["restart", "restart", "gave_up"]
 
@@ -82,10 +89,21 @@ def test_restarts_count_though_the_ledger_can_not_be_written(run: RunFolder, mon
     ]  # fmt: skip
 
 
+def test_a_failure_that_ends_the_job_is_no_restart_of_the_ranks(run: RunFolder) -> None:
+    """The other nodes never meet again: one of them is lost."""
+    ours = policy(run)
+    ours.failed({0: 1})
+    ours.restarting()
+    assert [event["event"] for event in run.events()] == ["rank_failed"]
+
+
 def test_each_try_without_progress_waits_longer(run: RunFolder) -> None:
     ours = policy(run, limit=10)
     reach(run, 7)
-    waits = [ours.restarting() for _ in range(7)]
+    waits = []
+    for _ in range(7):
+        waits.append(ours.restarting())
+        ours.restarted()
     assert waits[0] == 0 and waits == sorted(waits) and waits[1] > 0
     assert waits[-1] == waits[-2] == 60, "never more than a minute inside the job"
 
