@@ -1,28 +1,33 @@
 """Which source each sample of a run comes from, and how many samples of that source came before it.
 
-Each stage is cut into blocks of a fixed number of samples. How many samples of each source lie before a block follows from
-the weights by exact rounding, so shares never drift; inside a block the sources are shuffled by a keyed permutation. A
-source's samples are counted on across stages. So any sample is found in O(number of sources).
-
-A change of the mixture may end a stage anywhere in a block. The numbers that the block has not used yet come first in what
-follows, so that each source's count still has no gap and no number twice. They are all that is ever stored.
+Each stage is cut into blocks. How many samples of each source lie before a block follows from the weights alone, so shares
+never drift, and `harness.data.shares` lays out the block: any sample is found by the work for one block. A source's samples
+are counted on across stages and changes of the mixture, in the order in which they come: no number is left out, and none
+comes twice.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import lcm
+from math import gcd, lcm
 
 import numpy as np
 
 from harness.config.schema import MixtureChange, StageConfig
 from harness.data.errors import DataError
-from harness.data.permutation import derive_key, permute
+from harness.data.permutation import derive_key
+from harness.data.shares import LARGEST_TOTAL, Draws, apportion, mixed, schedule
 from harness.data.token_files import TokenSource
 
-MIN_BLOCK = 4096
-"""Samples over which the shares of the sources are exact, unless a small weight needs more."""
+BLOCK = 4096
+"""Samples in a block, about; at most, where the weights allow blocks in which each source has exactly its share."""
+LONGEST_BLOCK = 1 << 16
+"""Samples up to which a block may grow for that. Else shares are rounded at its ends."""
+ROUNDED_BLOCK = 1 << 14
+"""Samples in a block whose ends are rounded."""
+KEPT_BLOCKS = 4
+"""Blocks that are remembered: batches that follow each other share one."""
 LEAST_SHARE = Fraction(1, 10**6)
 """Of the samples. A smaller weight would need blocks of millions of samples."""
 
@@ -49,52 +54,31 @@ class _Stage:
     """What messages call it."""
     start: int
     """First sample."""
-    length: int | None
-    """Samples that it was planned with, which decide its blocks; None: endless."""
-    end: int | None
-    """First sample after it: of its planned end or of the change that cuts it short. None: never."""
-    cumulative: tuple[int, ...]
-    """Weights of all sources before each one, and of all of them: [sources + 1]."""
+    weights: tuple[int, ...]
+    """Of all sources, without a common divisor."""
     block: int
-    """Samples in a block: a power of two, at least two of each source with a weight."""
+    """Samples in a block."""
     first: np.ndarray
-    """How far each source has been counted before: int64 [sources]."""
-    left: tuple[np.ndarray, ...]
-    """Numbers below `first` that no sample has yet, for each source, in rising order: they go first."""
+    """Samples of each source before this stage: int64 [sources]."""
+
+    def before(self, block: int) -> np.ndarray:
+        """Samples of each source in the stage before a block, rounded: int64 [sources]."""
+        return np.array(apportion(self.weights, block * self.block), dtype=np.int64)
 
     @property
-    def taken(self) -> np.ndarray:
-        """Samples of each source before this stage: int64 [sources]."""
-        return self.first - np.array([len(numbers) for numbers in self.left])
+    def exact(self) -> bool:
+        """Whether each block holds exactly its share of every source, so that all blocks are alike."""
+        return self.block % sum(self.weights) == 0
 
-    def before(self, position: int) -> np.ndarray:
-        """Samples of sources before source j among the first `position` of the stage, by exact rounding: int64 [sources + 1]."""
-        total = self.cumulative[-1]
-        return np.array([(2 * position * part + total) // (2 * total) for part in self.cumulative], dtype=np.int64)
 
-    def last_block(self) -> int:
-        """Number of the last block. It takes in what is left of the stage, so that no block is too small to round in."""
-        return 2**62 if self.length is None else max(0, self.length // self.block - 1)
+@dataclass(frozen=True)
+class _Block:
+    """The places of a block."""
 
-    def block_span(self, block: int) -> tuple[int, int]:
-        """First position of a block and of the one after it."""
-        end = (block + 1) * self.block
-        return block * self.block, self.length if self.length is not None and block == self.last_block() else end
-
-    def block_of(self, position: np.ndarray) -> np.ndarray:
-        """Number of the block of each position."""
-        return np.minimum(position // self.block, self.last_block())
-
-    def number_of(self, sources: np.ndarray, within: np.ndarray) -> np.ndarray:
-        """The sources' own count of their samples, from 0 over the whole run, by their count in the stage: int64 [n]."""
-        numbers = self.first[sources] + within
-        if any(map(len, self.left)):
-            lengths = np.array([len(left) for left in self.left])
-            numbers -= lengths[sources]
-            again = np.flatnonzero(within < lengths[sources])
-            begins = np.cumsum(lengths) - lengths
-            numbers[again] = np.concatenate(self.left)[begins[sources[again]] + within[again]]
-        return numbers
+    sources: np.ndarray
+    """Number of the source of each: int32 [places]."""
+    counts: np.ndarray
+    """Samples of that source before it, counted from the start of the run: int64 [places]."""
 
 
 class Mixture:
@@ -122,19 +106,20 @@ class Mixture:
         self._seed, self._seq_len, self._batch = seed, seq_len, global_batch_size
         self._stages = self._build()
         self._starts = np.array([stage.start for stage in self._stages], dtype=np.int64)
+        self._block = lru_cache(maxsize=KEPT_BLOCKS)(lambda number, block: self._lay_out(self._stages[number], block))
 
     def samples(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For int64 [n]: numbers of the sources, and how many samples of that source came before, both int64 [n]."""
         stages = np.searchsorted(self._starts, indices, side="right") - 1
         sources, counts = np.empty_like(indices), np.empty_like(indices)
-        for number in np.unique(stages):
-            stage, members = self._stages[number], np.flatnonzero(stages == number)
-            positions = indices[members] - stage.start
-            blocks = stage.block_of(positions)
-            for block in np.unique(blocks):
+        for number in np.unique(stages).tolist():
+            members = np.flatnonzero(stages == number)
+            blocks, places = np.divmod(indices[members] - self._stages[number].start, self._stages[number].block)
+            for block in np.unique(blocks).tolist():
                 inside = blocks == block
-                found, within = self._in_block(stage, int(block), positions[inside])
-                sources[members[inside]], counts[members[inside]] = found, stage.number_of(found, within)
+                found = self._block(number, block)
+                sources[members[inside]] = found.sources[places[inside]]
+                counts[members[inside]] = found.counts[places[inside]]
         return sources, counts
 
     def stage_of(self, index: int) -> str:
@@ -142,44 +127,49 @@ class Mixture:
         return self._stages[int(np.searchsorted(self._starts, index, side="right") - 1)].label
 
     def counts(self, samples: int) -> np.ndarray:
-        """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
-        stage = self._stages[int(np.searchsorted(self._starts, samples, side="right") - 1)]
-        taken: np.ndarray = stage.taken + np.diff(stage.before(samples - stage.start))
-        return taken
+        """Samples of each source among the first `samples` of the run: int64 [sources]."""
+        return self._counts(self._stages[int(np.searchsorted(self._starts, samples, side="right") - 1)], samples)
 
-    def _in_block(self, stage: _Stage, block: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source of each position int64 [n], and how many samples of it the stage counts before that one."""
-        begin, end = stage.block_span(block)
-        slots = permute(positions - begin, end - begin, key(self._seed, "mixture", stage.number, block))
-        return self._of_slots(stage, block, slots)
+    def _counts(self, stage: _Stage, samples: int) -> np.ndarray:
+        """The same, of samples that lie in `stage` or right behind it."""
+        block, places = divmod(samples - stage.start, stage.block)
+        counts = stage.first + stage.before(block)
+        if places:
+            found = self._lay_out(stage, block)
+            counts += np.bincount(found.sources[:places], minlength=len(counts))
+        return counts
 
-    def _of_slots(self, stage: _Stage, block: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same for places in the block before it was shuffled, where each source's lie side by side."""
-        begin, end = stage.block_span(block)
-        before = stage.before(begin)
-        cuts = stage.before(end) - before
-        sources = np.searchsorted(cuts[1:], slots, side="right")
-        return sources, (np.diff(before) - cuts[:-1])[sources] + slots
+    def _lay_out(self, stage: _Stage, block: int) -> _Block:
+        before, behind = stage.before(block), stage.before(block + 1)
+        if stage.exact:
+            draws = _exact_draws(stage.weights, stage.block)
+        else:
+            draws = schedule(stage.weights, block * stage.block, before.tolist(), behind.tolist())
+        sources = mixed(draws, key(self._seed, "mixture", stage.number, block))
+        taken = behind - before
+        starts = stage.first + before - (np.cumsum(taken) - taken)
+        counts = np.empty(len(sources), dtype=np.int64)
+        counts[np.argsort(sources, kind="stable")] = np.arange(len(sources)) + np.repeat(starts, taken)
+        return _Block(sources, counts)
 
     def _build(self) -> list[_Stage]:
         built: list[_Stage] = []
-        first, left = np.zeros(len(self._sources), dtype=np.int64), (np.zeros(0, dtype=np.int64),) * len(self._sources)
+        first = np.zeros(len(self._sources), dtype=np.int64)
         for part, following in zip(self.parts, [*self.parts[1:], None], strict=True):
             start = (part.step - 1) * self._batch
             cut = None if following is None else (following.step - 1) * self._batch
             for index, config in enumerate(part.stages):
                 label = f"{part.label}[{index}] ({config.name})"
-                cumulative, smallest = self._weights(f"{label}.weights", config)
+                weights = self._weights(f"{label}.weights", config)
                 length = self._length(label, config, start, last=index == len(part.stages) - 1)
                 end = min((point for point in (cut, None if length is None else start + length) if point is not None),
                           default=None)  # fmt: skip
                 if end is not None and end <= start:
                     continue  # the change comes before this stage would have
-                block = max(MIN_BLOCK, 1 << (-(-2 * cumulative[-1] // smallest) - 1).bit_length())
-                stage = _Stage(len(built), label, start, length, end, cumulative, block, first, left)
+                stage = _Stage(len(built), label, start, weights, _block_of(sum(weights)), first)
                 built.append(stage)
                 if end is not None:
-                    start, (first, left) = end, self._after(stage, end - stage.start)
+                    start, first = end, self._counts(stage, end)
         return built
 
     def _length(self, label: str, stage: StageConfig, start: int, *, last: bool) -> int | None:
@@ -194,28 +184,8 @@ class Mixture:
             )
         return length
 
-    def _after(self, stage: _Stage, done: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """`first` and `left` of what follows on the first `done` samples of a stage."""
-        whole, unused = done, np.zeros(0, dtype=np.int64)
-        sources = unused
-        block = int(stage.block_of(np.array(done)))
-        begin, end = stage.block_span(block)
-        if begin < done < end:
-            shuffle = key(self._seed, "mixture", stage.number, block)
-            free = np.ones(end - begin, dtype=bool)
-            free[permute(np.arange(done - begin), end - begin, shuffle)] = False
-            sources, within = self._of_slots(stage, block, np.flatnonzero(free))
-            whole, unused = end, stage.number_of(sources, within)
-        counted = np.diff(stage.before(whole))
-        left = tuple(
-            np.concatenate([unused[sources == number], numbers[counted[number] :]])
-            for number, numbers in enumerate(stage.left)
-        )
-        lengths = np.array([len(numbers) for numbers in stage.left])
-        return stage.first + np.maximum(0, counted - lengths), left
-
-    def _weights(self, label: str, stage: StageConfig) -> tuple[tuple[int, ...], int]:
-        """The weights as whole numbers, cumulative over all sources; and the smallest one above 0."""
+    def _weights(self, label: str, stage: StageConfig) -> tuple[int, ...]:
+        """The weights as whole numbers, for all sources."""
         names = [source.name for source in self._sources]
         unknown = sorted(set(stage.weights) - set(names))
         if unknown:
@@ -238,7 +208,21 @@ class Mixture:
             self.warnings.append(f"{label} sum to {float(total):.6g}: divided by that sum")
         scale = lcm(*(share.denominator for share in shares))
         whole = [int(share * scale) for share in shares]
-        return (0, *(sum(whole[: end + 1]) for end in range(len(whole)))), min(filter(None, whole))
+        divisor = gcd(*whole)
+        if sum(whole) > LARGEST_TOTAL * divisor:
+            return tuple(weight * LARGEST_TOTAL // sum(whole) for weight in whole)
+        return tuple(weight // divisor for weight in whole)
+
+
+@lru_cache(maxsize=8)
+def _exact_draws(weights: tuple[int, ...], block: int) -> Draws:
+    """What all blocks have in common where each holds exactly its share of every source."""
+    return schedule(weights, 0, [0] * len(weights), apportion(weights, block))
+
+
+def _block_of(total: int) -> int:
+    """Samples in a block of a stage whose weights, as whole numbers, sum to `total`."""
+    return ROUNDED_BLOCK if total > LONGEST_BLOCK else total * max(1, BLOCK // total)
 
 
 def mixture_parts(stages: Sequence[StageConfig], changes: Sequence[MixtureChange]) -> list[Part]:

@@ -1,7 +1,8 @@
 """The order of all samples of a run: a pure function of (seed, stages, sample index).
 
 Nothing grows with the number of steps. `harness.data.mixture` says which source a sample comes from and how many of that
-source came before it; count number i reads window `shuffle(i mod windows)`, with another shuffle each epoch.
+source came before it; sample number i of a source reads window `shuffle(i mod windows)`, with another shuffle each epoch.
+So in the order of the samples no window of a source comes again before all of its windows came, whatever the mixture.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from harness.data.shuffle import Blocks, shuffle_of, shuffled
 from harness.data.token_files import TokenSource
 from harness.data.windows import Windows, open_sources
 
-FORMAT = 1
+FORMAT = 2
 """Raise when the same definition would give another order."""
 
 
@@ -80,7 +81,7 @@ class SampleOrder:
         return self._mixture.stage_of(index)
 
     def counts(self, samples: int) -> np.ndarray:
-        """Samples of each source among the first `samples` of the run, within one block of exact: int64 [sources]."""
+        """Samples of each source among the first `samples` of the run: int64 [sources]."""
         return self._mixture.counts(samples)
 
     def windows_of(self, source: int, counts: np.ndarray) -> np.ndarray:
@@ -145,6 +146,17 @@ def open_order(data: DataConfig, global_batch_size: int, *, build: bool = True, 
         changes=data.change_at,
         blocks=shuffle_of(data),
         windows=[cut(source, data, build=build) for source in sources],
+    )
+
+
+def other_format(saved: object) -> str | None:
+    """What is wrong with a checkpoint whose definition of the order has the format `saved`, if it says; None: nothing."""
+    if saved in (None, FORMAT):
+        return None
+    return (
+        f"its samples come in the order of format {saved}, and this version draws them in format {FORMAT}. Go on with the "
+        "version of the harness that wrote it, or export it (python -m harness.export) and start a new run with "
+        "model.init_from."
     )
 
 

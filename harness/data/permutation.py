@@ -50,12 +50,12 @@ def _feistel(value: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarra
     high_mask = (one << (bits - low_bits)) - one
     high, low = value >> low_bits, value & low_mask
     for number in range(0, ROUNDS, 2):
-        high = high ^ (_scramble(low + keys[:, number]) & high_mask)
-        low = low ^ (_scramble(high + keys[:, number + 1]) & low_mask)
+        high = high ^ (scramble(low + keys[:, number]) & high_mask)
+        low = low ^ (scramble(high + keys[:, number + 1]) & low_mask)
     return (high << low_bits) | low
 
 
-def _scramble(value: np.ndarray) -> np.ndarray:
+def scramble(value: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every input bit flips each output bit with probability one half."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,7 @@
 """How the windows of a source are shuffled in each epoch: all over the source, or within groups of blocks.
 
-Both are computed, not stored: keyed bijections on the windows, another one for each source and epoch. The mixture mixes
-a few thousand samples on top (`harness.data.mixture.MIN_BLOCK`), so a run reads from one group, or from two at its turn,
-only where groups are larger than that.
+Both are computed, not stored: keyed bijections on the windows, another one for each source and epoch. A source's windows are
+drawn in that order, so a run reads from one group of blocks of a source at a time.
 """
 
 from dataclasses import dataclass

@@ -93,7 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of the mixture as short as these runs, so that they begin, end and are cut short all the time."""
-    monkeypatch.setattr(mixture, "MIN_BLOCK", 64)
+    for name in ("BLOCK", "LONGEST_BLOCK", "ROUNDED_BLOCK"):
+        monkeypatch.setattr(mixture, name, 64)
 
 
 def draw_stages(draw: random.Random, begin: int) -> list[StageConfig]:
