@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness.config.layout import layout
-from harness.config.schema import ActivationCheckpoint, Packing, RootConfig
+from harness.config.schema import ActivationCheckpoint, Decay, Packing, RootConfig
 from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
 from harness.model.memory import FP32, choose, memory_parts
 from harness.text import bytes_text, count_text, duration_text
@@ -70,6 +70,7 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
     parts = _memory_parts(config)
     checkpoint = checkpoint_bytes(config)
     keep = config.checkpoint.keep
+    before_decay = bool(config.schedule.decay_steps) and config.schedule.decay is not Decay.constant
     return Plan(
         run=config.run.name,
         model_type=config.model.model_type,
@@ -90,7 +91,7 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
         memory_parts_bytes=parts,
         activation_checkpoint=config.train.activation_checkpoint.value if gpus else ActivationCheckpoint.none.value,
         checkpoint_bytes=checkpoint,
-        checkpoints_kept_bytes=None if keep is None else checkpoint * (keep + 1),
+        checkpoints_kept_bytes=None if keep is None else checkpoint * (keep + 1 + before_decay),
         expected_tokens_per_second=rate,
         step_seconds=shape.tokens_per_step / rate if rate else None,
         hours=seconds / 3600 if seconds is not None else None,

@@ -45,7 +45,11 @@ def test_checkpoint_holds_what_the_optimizer_keeps() -> None:
 def test_checkpoint_is_twelve_bytes_per_parameter() -> None:
     plan = make_plan(config("smol3b", "checkpoint.keep=2"))
     assert plan.checkpoint_bytes == 12 * plan.parameters
-    assert plan.checkpoints_kept_bytes == 3 * plan.checkpoint_bytes
+    # the two that are kept, the one that is being written, and the last one before the decay
+    assert plan.checkpoints_kept_bytes == 4 * plan.checkpoint_bytes
+    assert make_plan(config("smol3b", "checkpoint.keep=2", "schedule.decay_steps=0")).checkpoints_kept_bytes == (
+        3 * plan.checkpoint_bytes
+    )
 
 
 def test_unknown_speed_is_said_and_not_guessed() -> None:

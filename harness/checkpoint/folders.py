@@ -51,14 +51,17 @@ def publish(unfinished: Path, checkpoints: Path, step: int) -> Path:
     return final
 
 
-def prune(checkpoints: Path, newest: int, keep: int | None) -> list[int]:
-    """Remove complete checkpoints older than `newest`, which must be known to be good, but for `keep` - 1 of them.
+def prune(checkpoints: Path, newest: int, keep: int | None, plateau_end: int | None = None) -> list[int]:
+    """Remove complete checkpoints older than `newest`, which must be known to be good, but for `keep` - 1 of them and the
+    last one up to step `plateau_end`: from there a longer run can train on without what the decay has done.
 
     Returns the steps removed; null keeps all."""
     if keep is None:
         return []
-    older = [step for step in complete_steps(checkpoints) if step < newest]
-    gone = older[max(keep, 1) - 1 :]
+    steps = complete_steps(checkpoints)
+    before_decay = next((step for step in steps if plateau_end is not None and step <= plateau_end), None)
+    gone = [step for step in steps if step < newest][max(keep, 1) - 1 :]
+    gone = [step for step in gone if step != before_decay]
     for step in gone:
         _remove(complete_path(checkpoints, step))
     return gone

@@ -51,6 +51,10 @@ class Manifest:
     """Ranges of batches that were left out so far, see `harness.data.skips`; older checkpoints do not say, and left out none."""
     changes: tuple[dict[str, Any], ...] = ()
     """Changes of the mixture that lie behind it, see `harness.data.lineage`; older checkpoints do not say, and had none."""
+    lr: float | None = None
+    """Learning rate of its last step; older checkpoints do not say."""
+    lr_share: float | None = None
+    """The same as a share of the peak."""
     format: int = FORMAT
 
     @property

@@ -23,6 +23,8 @@ from harness.checkpoint.reports import Reports
 from harness.checkpoint.state import OPTIONAL, State
 from harness.checkpoint.storage import TensorPlanner, TensorReader, read_metadata
 from harness.data.lineage import Lineage, how_to_change
+from harness.data.order import other_format
+from harness.optim.schedule import Curve
 from harness.run.folder import RunFolder
 
 
@@ -39,19 +41,21 @@ def restore(
     group: dist.ProcessGroup,
     reports: Reports,
     lineage: Lineage | None = None,
+    curve: Curve | None = None,
     absent: set[str] | None = None,
 ) -> Manifest | None:
-    """Read the newest valid checkpoint whose past is that of `lineage` into `state`'s tensors.
+    """Read the newest valid checkpoint whose past is that of `lineage`, and that `curve` can be followed from, into `state`'s
+    tensors.
 
     Returns its manifest, or None where the run has no checkpoint. Called by all ranks. Corrupt checkpoints are passed
-    over, with an event each; newer ones with another history of skipped batches or mixtures are moved aside (`folders.abandon`), with
-    the event "rewind". Raises CannotResume where none is left, or where the chosen one is of another model or data order.
+    over, with an event each; newer ones with another history of skipped batches or mixtures, or whose decay the longer run
+    would undo, are moved aside (`folders.abandon`), with the event "rewind". Raises CannotResume where none is left, or where the chosen one is of another model or data order.
     After an exception `state` may be half read.
 
     `OPTIONAL` state that the checkpoint has not, or has in another shape, is left as it is and its names go into `absent`.
     """
     checkpoints, lineage = run.checkpoints_dir, lineage or Lineage()
-    found: list[Any] = [rewind.choose(checkpoints, lineage) if reports.rank == 0 else None]
+    found: list[Any] = [rewind.choose(checkpoints, lineage, curve) if reports.rank == 0 else None]
     dist.broadcast_object_list(found, src=0, group=group)
     choice: rewind.Choice = found[0]
     for step in choice.usable:
@@ -68,14 +72,14 @@ def restore(
             assert manifest is not None
             if absent is not None:
                 absent |= state.keys() - there.keys()
-            newer = [disagreeing for disagreeing in choice.disagreeing if disagreeing > step]
+            newer = [passed for passed in choice.passed_over if passed > step]
             if newer:
-                _go_back(run, newer, step, lineage, group, reports)
+                _go_back(run, newer, step, rewind.reason(choice, lineage, curve), lineage, group, reports)
             reports.restored(step, manifest.size, checked - started, time.perf_counter() - checked)
             return manifest
         reports.corrupt(step, problem)
-    if choice.disagreeing:
-        raise CannotResume(rewind.no_way_back(checkpoints, choice, lineage))
+    if choice.passed_over:
+        raise CannotResume(rewind.no_way_back(checkpoints, choice, lineage, curve))
     if choice.usable:
         raise CannotResume(
             f"none of the {len(choice.usable)} checkpoints in {checkpoints} can be read (see above). Repair the file "
@@ -90,6 +94,8 @@ def _refuse_others(folder: Path, manifest: Manifest, identity: dict[str, Any], l
     different = differences(whole_identity(manifest.identity, manifest.changes), whole_identity(identity, changes))
     if not different:
         return
+    if problem := other_format(manifest.identity.get("data.format")):
+        raise CannotResume(f"{folder} can't be gone on from: {problem}")
     advice = "Set these keys back, or start a new run under another run.name."
     if any(line.startswith(("data.stages", "data.sources")) for line in different):
         advice += f" Or, {how_to_change(lineage.skips.batch_of_step(manifest.step + 1))}."
@@ -97,7 +103,13 @@ def _refuse_others(folder: Path, manifest: Manifest, identity: dict[str, Any], l
 
 
 def _go_back(
-    run: RunFolder, newer: list[int], step: int, lineage: Lineage, group: dist.ProcessGroup, reports: Reports
+    run: RunFolder,
+    newer: list[int],
+    step: int,
+    reason: str,
+    lineage: Lineage,
+    group: dist.ProcessGroup,
+    reports: Reports,
 ) -> None:
     """Move the checkpoints of steps `newer` aside and say so. Raises CannotResume on all ranks where that fails."""
     problem = None
@@ -112,15 +124,15 @@ def _go_back(
                 "change_at": [change["step"] for change in lineage.changes],
                 "abandoned": str(folder),
             }
-            reports.ledger.write("rewind", step, **facts, why=f"from step {left}, for {lineage.describe()}")
+            reports.ledger.write("rewind", step, **facts, why=f"from step {left}, for {reason}")
             print(
-                f"went back from step {left} to step {step}, since {lineage.describe()} changes what came after: the "
+                f"went back from step {left} to step {step}, since {reason} changes what came after: the "
                 f"checkpoints of {'step' if len(newer) == 1 else 'steps'} {', '.join(map(str, sorted(newer)))} are now in "
                 f"{folder} and may be deleted",
                 flush=True,
             )
         except OSError as error:
-            problem = f"{lineage.describe()}: {run.checkpoints_dir}: newer checkpoints can't be moved aside: {error}"
+            problem = f"{reason}: {run.checkpoints_dir}: newer checkpoints can't be moved aside: {error}"
     if (problem := _any_problem(problem, group)) is not None:
         raise CannotResume(problem)
 

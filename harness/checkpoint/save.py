@@ -23,6 +23,7 @@ from harness.checkpoint.reports import Reports, SaveResult
 from harness.checkpoint.state import State, copy_to_cpu
 from harness.checkpoint.storage import METADATA, TensorWriter, WatchedPlanner
 from harness.data.lineage import Lineage
+from harness.optim.schedule import Curve
 from harness.run.folder import RunFolder
 
 
@@ -40,10 +41,12 @@ class Saver:
         in_background: bool,
         reports: Reports,
         lineage: Lineage | None = None,
+        curve: Curve | None = None,
     ) -> None:
         """`group`: a gloo group of all ranks that nothing else uses, since a background save talks in it at any time.
 
         `lineage`: batches that the run leaves out and changes of its mixture; a checkpoint says which lie behind it.
+        `curve`: the learning rate; a checkpoint says where on it the run was, and the last one before a decay is kept.
         """
         self._run = run
         self._attempt = attempt
@@ -55,6 +58,7 @@ class Saver:
         """Whether the rank's main thread waits for the save: its progress is then the rank's."""
         self._reports = reports
         self._lineage = lineage or Lineage()
+        self._curve = curve
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
         self._died: BaseException | None = None
@@ -171,13 +175,14 @@ class Saver:
         """Remove what the new checkpoint replaces. It is complete, whatever fails here."""
         checkpoints = self._run.checkpoints_dir
         try:
-            folders.prune(checkpoints, step, self._keep)
+            folders.prune(checkpoints, step, self._keep, self._curve.plateau_end if self._curve else None)
             folders.point_latest(checkpoints, step)  # in case there was no room for it before
         except OSError as error:
             print(f"checkpoint of step {step} is complete, but {checkpoints} can't be tidied up: {error}", flush=True)
 
     def _commit(self, folder: Path, step: int, tokens: int, files: list[FileRecord]) -> None:
         skips, changes = self._lineage.history(step)
+        curve = self._curve
         manifest = Manifest(
             step=step,
             tokens=tokens,
@@ -189,6 +194,8 @@ class Saver:
             time=time.time(),
             skips=tuple(skips),
             changes=tuple(changes),
+            lr=curve.rate(step) if curve else None,
+            lr_share=curve.share(step) if curve else None,
         )
         manifest.write(folder)
         folders.publish(folder, self._run.checkpoints_dir, step)

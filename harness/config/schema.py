@@ -425,7 +425,8 @@ class ScheduleConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep: int | None = 3
-    """Complete checkpoints to keep; older ones are removed after a newer one is complete. null: all."""
+    """Complete checkpoints to keep; older ones are removed after a newer one is complete, but for the last one before a decay
+    (`schedule.decay_steps`): a longer run goes on from there. null: all."""
     async_save: bool = False
     """Typed as `checkpoint.async`. Training goes on while a copy of the state is written."""
     verify: bool = True

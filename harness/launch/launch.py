@@ -22,6 +22,7 @@ from harness.data.origins import is_url
 from harness.data.packing import PackingMissing
 from harness.data.stage import make_stage_folder
 from harness.launch.record import config_hash, new_run_id, provenance
+from harness.optim.schedule import Curve
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.recovery.requeue import apply_exclusions
 from harness.run.files import read_json, write_json
@@ -121,19 +122,24 @@ def _not_used(config: RootConfig) -> list[str]:
 
 
 def _checkpoints(config: RootConfig, run: RunFolder) -> rewind.Choice:
-    return rewind.choose(run.checkpoints_dir, lineage_of(config))
+    return rewind.choose(run.checkpoints_dir, lineage_of(config), Curve.of(config))
 
 
 def _going_back(config: RootConfig, run: RunFolder, choice: rewind.Choice) -> list[str]:
-    """Says where a changed `train.skip` or `data.change_at` takes the run back to, if it does."""
-    target = max(choice.usable, default=None)
-    newer = [step for step in choice.disagreeing if target is not None and step > target]
-    if not newer:
+    """Says where a changed `train.skip`, `data.change_at` or schedule takes the run back to, and what its learning rate does."""
+    target, curve = max(choice.usable, default=None), Curve.of(config)
+    if target is None:
         return []
-    return [
-        f"{lineage_of(config).describe()}: the run goes back from step {max(run.last_step(), *newer):,} to step {target:,}, "
-        "its newest checkpoint with that past"
-    ]
+    changed = rewind.new_rate(run.checkpoints_dir, target, curve)
+    notes = [changed] if changed else []
+    if newer := [step for step in choice.passed_over if step > target]:
+        accept = f"; to train on from step {newer[0]:,} instead, set {rewind.accept_jump(newer[0], curve)}"
+        notes.append(
+            f"{rewind.reason(choice, lineage_of(config), curve)}: the run goes back from step "
+            f"{max(run.last_step(), *newer):,} to step {target:,}, its newest checkpoint "
+            + ("with that past" if choice.disagreeing else f"from before the learning rate decayed{accept}")
+        )
+    return notes
 
 
 def _starting_remarks(config: RootConfig, run: RunFolder) -> list[str]:
@@ -155,8 +161,10 @@ def readiness(config: RootConfig) -> list[str]:
     problems = problems or _order_problems(config)
     run = run_folder(config)
     choice = _checkpoints(config, run)
-    if choice.disagreeing and not choice.usable:
-        problems.append(rewind.no_way_back(run.checkpoints_dir, choice, lineage_of(config)))
+    if choice.passed_over and not choice.usable:
+        problems.append(rewind.no_way_back(run.checkpoints_dir, choice, lineage_of(config), Curve.of(config)))
+    if problem := rewind.other_order(run.checkpoints_dir, choice):
+        problems.append(problem)
     if config.model.init_from and not run.has_checkpoints():
         from harness.model.load import weight_problems
 
@@ -206,8 +214,12 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
         if config.cluster.kind is ClusterKind.slurm:
             (run.submit_dir / "batch.sh").write_text(submit.batch_script(config, run))
         if changed:
+            notes = rewind.new_rate(run.checkpoints_dir, resumes_from, Curve.of(config)) if resumes_from else None
             run.ledger(None).write(
-                "config_change", step=resumes_from, changes={key: list(change) for key, change in changed.items()}
+                "config_change",
+                step=resumes_from,
+                changes={key: list(change) for key, change in changed.items()},
+                **({"why": notes} if notes else {}),
             )
         job_id = submit.submit(config, run)
         run.update_record(job_id=job_id)
@@ -265,8 +277,8 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
             )  # fmt: skip
     choice = _checkpoints(config, run)
     differences = changes(config_as_dict(previous), config_as_dict(config))
-    if choice.usable or choice.disagreeing:
-        newest = max(choice.usable + choice.disagreeing)
+    if choice.usable or choice.passed_over:
+        newest = max(choice.usable + choice.passed_over)
         problems = refused(differences)
         if problems:
             said = f"run.name={run.name} has trained to step {newest}, and these changes would make it another run; "

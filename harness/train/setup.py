@@ -30,6 +30,7 @@ from harness.observe.board import Activity, Board, RankState, board_path
 from harness.observe.reads import BoardReads
 from harness.optim.ema import Ema
 from harness.optim.optimizer import Optimizer, build_optimizer
+from harness.optim.schedule import Curve
 from harness.optim.spike import SpikeDetector
 from harness.parallel.mesh import Grid, resolve
 from harness.parallel.model import ParallelModel
@@ -109,6 +110,7 @@ def set_up(run: RunFolder, config: RootConfig, place: Place, boards: Path) -> Tr
         group=dist.new_group(backend="gloo"),
         identity=identity(config, data.order.definition()),
         lineage=lineage,
+        curve=Curve.of(config),
         keep=config.checkpoint.keep,
         in_background=config.checkpoint.async_save,
         reports=reports,
@@ -221,6 +223,7 @@ def _restore_or_init(
             state,
             identity=saver.identity,
             lineage=lineage,
+            curve=Curve.of(config),
             absent=absent,
             verify=config.checkpoint.verify,
             group=saver.group,

@@ -21,6 +21,15 @@ def test_publish_makes_it_the_latest_and_prune_keeps_the_newest(tmp_path: Path) 
     assert folders.prune(tmp_path, 40, 1) == [30]
 
 
+def test_prune_spares_the_last_one_before_the_decay(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50):
+        folders.publish(make(tmp_path, step), tmp_path, step)
+    assert folders.prune(tmp_path, 50, 2, plateau_end=25) == [30, 10]
+    assert folders.complete_steps(tmp_path) == [50, 40, 20]
+    assert folders.prune(tmp_path, 50, 1, plateau_end=60) == [40, 20]  # the decay has not begun: the newest will do
+    assert folders.prune(tmp_path, 50, 1, plateau_end=5) == []
+
+
 def test_prune_never_counts_what_is_newer_than_the_one_just_written(tmp_path: Path) -> None:
     for step in (10, 20, 90):  # 90 was found corrupt, and the run went back
         folders.publish(make(tmp_path, step), tmp_path, step)

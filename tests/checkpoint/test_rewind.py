@@ -12,11 +12,14 @@ from harness.checkpoint import folders
 from harness.checkpoint.manifest import CorruptCheckpoint, Manifest
 from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
-from harness.checkpoint.rewind import choose
+from harness.checkpoint.rewind import choose, new_rate, other_order
 from harness.checkpoint.save import Saver
+from harness.config.schema import Decay, LrOverride, OptimConfig, ScheduleConfig
 from harness.data.lineage import Entry, Lineage
+from harness.data.order import FORMAT
 from harness.data.skips import Skips
 from harness.observe.board import Board, board_path
+from harness.optim.schedule import Curve
 from harness.run.folder import RunFolder
 from tests.checkpoint.conftest import IDENTITY, Alone, state_of
 from tests.ranks import in_ranks
@@ -248,3 +251,103 @@ def test_ranks_go_back_together(tmp_path: Path) -> None:
 def test_no_rank_goes_on_where_one_can_not_move_them(tmp_path: Path) -> None:
     first, second = in_ranks(_rewind_together, 2, tmp_path, True)
     assert first == second and "newer checkpoints can't be moved aside" in str(first)
+
+
+WSD, LR = ScheduleConfig(warmup_steps=2, decay_steps=20), OptimConfig(lr=1e-3)
+SIXTY = Curve(WSD, LR, 60)
+"""Decays over the steps 41 to 60."""
+
+
+def longer(alone: Alone, curve: Curve) -> int | None:
+    """Step that the run goes on from where its learning rate follows `curve` from now on."""
+    state = state_of(0.0)
+    manifest = restore(
+        alone.run, state, identity=IDENTITY, verify=True, group=alone.group, reports=alone.reports, curve=curve
+    )
+    return None if manifest is None else manifest.step
+
+
+def trained(alone: Alone, curve: Curve, *steps: int, keep: int | None = None) -> None:
+    saver = alone.saver(curve=curve, keep=keep)
+    for step in steps:
+        saver.save(state_of(step), step, step * 100)
+
+
+def test_manifests_record_the_learning_rate(alone: Alone) -> None:
+    trained(alone, SIXTY, 1, 40, 50)
+    manifests = [Manifest.read(folders.complete_path(alone.run.checkpoints_dir, step)) for step in (1, 40, 50)]
+    assert [(found.lr, found.lr_share) for found in manifests] == [(5e-4, 0.5), (1e-3, 1.0), (5e-4, 0.5)]
+
+
+def test_a_longer_run_goes_back_before_the_decay(alone: Alone, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(alone, SIXTY, 10, 20, 30, 40, 50, 60, keep=1)
+    assert kept(alone) == [60, 40]
+    assert longer(alone, SIXTY) == 60  # as the config was: nothing to say
+    assert longer(alone, Curve(WSD, LR, 120)) == 40
+    assert os.listdir(alone.run.checkpoints_dir / "abandoned" / "attempt-000") == ["step-00000060"]
+    said = "train.steps=120 with schedule.decay_steps=20"
+    assert f"went back from step 60 to step 40, since {said} changes what came after" in capsys.readouterr().out
+    (event,) = [event for event in alone.run.events() if event["event"] == "rewind"]
+    assert event["why"] == f"from step 60, for {said}"
+
+
+@pytest.mark.parametrize("stopped", [46, 50, 60])
+def test_a_decay_that_stopped_half_way_is_undone_as_well(alone: Alone, stopped: int) -> None:
+    trained(alone, SIXTY, 40, stopped)
+    assert longer(alone, Curve(WSD, LR, 120)) == 40
+
+
+def test_without_one_before_the_decay_it_is_refused_and_what_is_said_can_be_typed(alone: Alone) -> None:
+    trained(alone, SIXTY, 50, 60)
+    with pytest.raises(CannotResume) as error:
+        longer(alone, Curve(WSD, LR, 120))
+    assert "from 0% of its peak at step 60, the newest checkpoint, to 100% at step 61" in str(error.value)
+    assert "schedule.overrides=[{step: 61, lr: 0.001}]" in str(error.value)
+    meant = ScheduleConfig(warmup_steps=2, decay_steps=20, overrides=[LrOverride(61, 1e-3)])
+    assert longer(alone, Curve(meant, LR, 120)) == 60
+    assert kept(alone) == [60, 50]
+
+
+@pytest.mark.parametrize(
+    ("now", "goes_on"),
+    [
+        (Curve(WSD, OptimConfig(lr=3e-3), 60), True),  # another peak is asked for in so many words
+        (Curve(ScheduleConfig(warmup_steps=2, decay_steps=25), LR, 60), True),  # falls sooner
+        (Curve(ScheduleConfig(warmup_steps=2, decay_steps=5), LR, 60), False),  # rises from a half
+        (Curve(ScheduleConfig(warmup_steps=2, decay=Decay.constant), LR, 60), False),
+        (Curve(WSD, LR, 64), True),  # to seven tenths: less than a fifth of the peak more
+        (Curve(WSD, LR, 70), False),
+    ],
+)
+def test_what_counts_as_undoing_a_decay(alone: Alone, now: Curve, goes_on: bool) -> None:
+    trained(alone, SIXTY, 50)
+    choice = choose(alone.run.checkpoints_dir, Lineage(), now)
+    assert (choice.usable, choice.decayed) == (([50], []) if goes_on else ([], [50]))
+
+
+def test_a_cosine_made_longer_early_goes_on_and_says_how_its_rate_changes(alone: Alone) -> None:
+    cosine = ScheduleConfig(warmup_steps=2, decay=Decay.cosine, final_lr_ratio=0.1)
+    trained(alone, Curve(cosine, LR, 60), 20)
+    now = Curve(cosine, LR, 80)
+    assert longer(alone, now) == 20
+    note = new_rate(alone.run.checkpoints_dir, 20, now)
+    assert note == "the learning rate's curve changes: 0.000803 at step 20, 0.000875 at step 21"
+    assert new_rate(alone.run.checkpoints_dir, 20, Curve(cosine, LR, 60)) is None
+
+
+def test_a_checkpoint_with_another_order_of_samples_is_refused(alone: Alone) -> None:
+    identity = {**IDENTITY, "data.format": FORMAT - 1}
+    saver = alone.saver(identity=identity)
+    saver.save(state_of(10), 10, 1000)
+    choice = choose(alone.run.checkpoints_dir, Lineage())
+    problem = other_order(alone.run.checkpoints_dir, choice)
+    assert problem is not None and f"in the order of format {FORMAT - 1}" in problem and "model.init_from" in problem
+    with pytest.raises(CannotResume, match=f"this version draws them in format {FORMAT}"):
+        restore(
+            alone.run,
+            state_of(0.0),
+            identity={**IDENTITY, "data.format": FORMAT},
+            verify=True,
+            group=alone.group,
+            reports=alone.reports,
+        )

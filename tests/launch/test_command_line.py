@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from harness.data.token_files import open_source
 from harness.launch import __main__ as command_line
 from harness.launch import launch as launch_module
 from harness.launch.launch import make_paths_absolute, run_folder
+from harness.optim.schedule import Curve
 from harness.train.log import write_validation
 from tests.conftest import require
 from tests.tiny import write_tokens
@@ -203,10 +205,10 @@ class TestRelaunch:
         self.run.update_record(job_id="77", run_id="tiny-1")
         monkeypatch.setattr(submit, "is_active", lambda run, kind, job_id: None)
 
-    def checkpoint(self, step: int) -> None:
+    def checkpoint(self, step: int, **facts: Any) -> None:
         folder = self.run.checkpoints_dir / f"step-{step:08d}"
         folder.mkdir()
-        Manifest(step, 0, 1, 0, {}, (), "", 0.0).write(folder)
+        Manifest(step, 0, 1, 0, **{"identity": {}, "files": (), "torch": "", "time": 0.0, **facts}).write(folder)
 
     def launch(self, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
         code = command_line.main([*self.overrides, *overrides])
@@ -262,6 +264,46 @@ class TestRelaunch:
         assert "has finished early, after step 40 of 120: the validation loss has had no new low" in output
         code, output = self.launch(capsys, *asked, "train.early_stop_evals=3")
         assert code == 2 and "data.validation.held.path=/nowhere" in output  # goes on, were it not for the data
+
+    def decayed(self, *steps: int) -> None:
+        curve = Curve.of(self.run.load_config())
+        for step in steps:
+            self.checkpoint(step, lr=curve.rate(step), lr_share=curve.share(step))
+
+    def test_more_steps_after_the_decay_go_back_before_it(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.pretend(monkeypatch)
+        self.decayed(80, 100, 120)
+        code, output = self.launch(capsys, "train.steps=240")
+        assert code == 0, output
+        assert (
+            "the run goes back from step 120 to step 80, its newest checkpoint from before the learning rate" in output
+        )
+        assert "set schedule.overrides=[{step: 121, lr: 0.003}]" in output
+        assert "resumes    from the checkpoint of step 80" in output
+
+    def test_more_steps_without_a_way_back_are_refused_or_meant(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.pretend(monkeypatch)
+        self.decayed(120)
+        code, output = self.launch(capsys, "train.steps=240")
+        assert code == 2 and "would jump from 0% of its peak at step 120" in output
+        assert self.run.load_config().train.steps == 120
+        code, output = self.launch(capsys, "train.steps=240", "schedule.overrides=[{step: 121, lr: 0.001}]")
+        assert code == 0, output
+        (change, _) = self.run.events()
+        assert change["why"] == "the learning rate's curve changes: 0 at step 120, 0.001 at step 121"
+        assert change["why"] in output
+
+    def test_another_order_of_samples_is_refused(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.pretend(monkeypatch)
+        self.checkpoint(20, identity={"data.format": 1})
+        code, output = self.launch(capsys)
+        assert code == 2 and "can't be gone on from: its samples come in the order of format 1" in output
 
     def test_skipping_what_was_trained_on_goes_back_and_is_recorded(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

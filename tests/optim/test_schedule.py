@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.compose import compose
 from harness.config.schema import Decay, LrOverride, OptimConfig, ScheduleConfig
-from harness.optim.schedule import learning_rate
+from harness.optim.schedule import Curve, learning_rate
 
 STEPS = 4_720_000
 SMOLLM3 = ScheduleConfig(warmup_steps=2000, decay_steps=522_000)
@@ -81,3 +81,24 @@ def test_the_file_of_the_linear_schedule() -> None:
     assert [learning_rate(schedule, PEAK, 200, step) for step in (50, 100, 150, 200)] == pytest.approx(
         [1e-4, 2e-4, 1e-4, 0]
     )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "end"),
+    [
+        (SMOLLM3, 4_198_000),
+        (ScheduleConfig(decay_steps=0), None),
+        (ScheduleConfig(decay_steps=None), None),
+        (ScheduleConfig(decay_steps=100, decay=Decay.constant), None),
+        (
+            ScheduleConfig(warmup_steps=STEPS - 100, decay_steps=100),
+            None,
+        ),  # no step at the peak but the last of the warm-up
+        (ScheduleConfig(warmup_steps=100, decay_steps=100, decay=Decay.cosine), STEPS - 100),
+    ],
+)
+def test_where_the_plateau_ends(schedule: ScheduleConfig, end: int | None) -> None:
+    curve = Curve(schedule, PEAK, STEPS)
+    assert curve.plateau_end == end
+    if end is not None:
+        assert curve.share(end) == 1.0 > curve.share(end + 1)
