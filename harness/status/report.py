@@ -16,6 +16,7 @@ from harness.monitor.client import Alert, PrometheusUnavailable, QueryError, con
 from harness.run.attempt import ending_text, load
 from harness.run.files import read_json, sample_json_lines
 from harness.run.folder import RunFolder
+from harness.status.disk import disk_problem
 from harness.text import ago_text, count_text, duration_text
 
 RECENT_STEPS = 20
@@ -52,6 +53,8 @@ class Status:
     verdict: str | None
     """Causes that firing alerts name, and where."""
     monitoring: str
+    disk: str | None = None
+    """What is wrong with the run folder's disk."""
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -95,6 +98,7 @@ def gather(run: RunFolder) -> Status:
         alerts=seen.alerts,
         verdict=", ".join(dict.fromkeys(seen.causes or [])) or None,
         monitoring=seen.where,
+        disk=None if _state_is_over(events) else disk_problem(run.path, _checkpoint_bytes(run)),
         events=[event for event in events if event["event"] not in ("checkpoint", "agent_start")][-RECENT_EVENTS:],
     )
 
@@ -138,6 +142,18 @@ def _pending(run: RunFolder, job_id: str) -> str:
             parts.append(str(event.get("why", "")))
             break
     return "; ".join(parts) if reason else "; ".join(["pending", *parts[1:]])
+
+
+def _state_is_over(events: list[dict[str, Any]]) -> bool:
+    """Whether the run has done all that it will ever write."""
+    return any(event["event"] in ("finished", "early_stop") for event in events[-5:])
+
+
+def _checkpoint_bytes(run: RunFolder) -> int | None:
+    try:
+        return int((read_json(run.plan_path) or {})["checkpoint_bytes"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -186,6 +202,7 @@ def render(status: Status, now: float | None = None) -> str:
         *((("validation", _validation_text(status)),) if status.validations else ()),
         ("speed", _speed_text(status)),
         ("checkpoint", _checkpoint_text(status, now)),
+        *((("disk", status.disk),) if status.disk else ()),
         ("restarts", ", ".join(f"{count} x {reason}" for reason, count in sorted(status.restarts.items())) or "none"),
         ("nodes", _nodes_text(status)),
         ("alerts", "not known" if status.alerts is None else "none" if not status.alerts else status.alerts[0]),

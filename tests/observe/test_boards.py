@@ -1,4 +1,5 @@
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,3 +265,25 @@ def test_a_step_is_absent_until_restored(collector: BoardsCollector, boards: Mak
     board.set("step", 0)
     board.set("state", RankState.training)
     assert scrape(collector).get("harness_train_step") == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "ends_in", "shown"),
+    [(1.0, None, 1), (1.0, 30.0, 1), (1.0, -1.0, 0), (0.0, 30.0, 0)],
+    ids=["while it lasts", "held after its end", "no step ended it", "a step ended it"],
+)
+def test_a_planned_pause_ends_even_if_no_step_follows_it(
+    collector: BoardsCollector, boards: MakeBoard, flag: float, ends_in: float | None, shown: int
+) -> None:
+    board = boards(0)
+    board.set("planned_pause", flag)
+    board.set("pause_ends", 0.0 if ends_in is None else time.time() + ends_in)
+    assert scrape(collector).get("harness_train_planned_pause") == shown
+
+
+def test_lines_that_wait_are_those_of_all_ranks(collector: BoardsCollector, boards: MakeBoard) -> None:
+    for rank in (0, 1):
+        boards(rank).set("lines_waiting", 3)
+    boards(1).set("lines_lost", 2)
+    page = scrape(collector)
+    assert page.get("harness_run_lines_waiting") == 6 and page.get("harness_run_lines_lost_total") == 2

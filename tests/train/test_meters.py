@@ -1,10 +1,11 @@
 import gc
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from harness.observe.board import PHASES, Board, RankState, board_path
+from harness.observe.board import PHASES, Activity, Board, RankState, board_path
 from harness.train.meters import RATE_WINDOW, GcMeter, PhaseClock, PlannedPause, idle_phases, start_board
 
 
@@ -59,6 +60,29 @@ def test_start_is_a_planned_pause_until_a_rate_window_after_the_first_step(board
     for now, expected in ((50.0, 1.0), (50.0 + RATE_WINDOW - 1, 1.0), (50.0 + RATE_WINDOW, 0.0)):
         pause.step_done(now)
         assert board.get("planned_pause") == expected
+
+
+def test_a_pause_is_held_until_a_rate_window_after_the_first_step_that_follows(board: Board) -> None:
+    start_board(board, os.getpid(), 0)
+    pause = PlannedPause(board)
+    for now in (0.0, RATE_WINDOW):
+        pause.step_done(now)
+    assert board.get("planned_pause") == 0.0
+    with pause.during(Activity.validating):
+        assert (board.get("planned_pause"), board.get("pause_ends")) == (1.0, 0.0)
+        assert board.get("activity") == Activity.validating
+    assert board.get("activity") == Activity.stepping
+    assert RATE_WINDOW < board.get("pause_ends") - time.time() <= 2 * RATE_WINDOW  # should no step follow
+    for now, expected in ((500.0, 1.0), (500.0 + RATE_WINDOW - 1, 1.0), (500.0 + RATE_WINDOW, 0.0)):
+        pause.step_done(now)
+        assert board.get("planned_pause") == expected
+
+
+def test_a_pause_that_ends_in_an_error_is_over(board: Board) -> None:
+    pause = PlannedPause(board)
+    with pytest.raises(KeyError), pause.during(Activity.saving):
+        raise KeyError
+    assert board.get("pause_ends") > time.time() and board.get("activity") == Activity.stepping
 
 
 def test_collections_are_timed_until_closed(board: Board) -> None:
