@@ -75,6 +75,8 @@ def abandon(checkpoints: Path, steps: list[int], attempt: int, newest: int) -> P
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
         source = complete_path(checkpoints, step)
+        if not source.exists():  # an earlier try, which then failed, has moved it
+            continue
         target, number = folder / source.name, 1
         while target.exists():  # the same attempt went back before
             number += 1

@@ -25,7 +25,11 @@ from harness.checkpoint.storage import TensorPlanner, TensorReader, read_metadat
 from harness.data.lineage import Lineage, how_to_change
 from harness.data.order import other_format
 from harness.optim.schedule import Curve
+from harness.run.files import keep_trying
 from harness.run.folder import RunFolder
+
+ROOM_SECONDS = 600.0
+"""How long a full disk is waited for, where the run would be refused otherwise."""
 
 
 class CannotResume(Exception):
@@ -116,7 +120,11 @@ def _go_back(
     if reports.rank == 0:
         left = max(run.last_step(), *newer)
         try:
-            folder = folders.abandon(run.checkpoints_dir, newer, reports.ledger.attempt or 0, step)
+            folder = keep_trying(
+                lambda: folders.abandon(run.checkpoints_dir, newer, reports.ledger.attempt or 0, step),
+                str(run.checkpoints_dir / folders.ABANDONED),
+                ROOM_SECONDS,
+            )
             facts = {
                 "from_step": left,
                 "to_step": step,

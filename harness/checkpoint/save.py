@@ -140,6 +140,7 @@ class Saver:
         """Write and checksum this rank's part. Collective: a failure on one rank ends it on all."""
         rank = self._reports.rank
         try:
+            self._run.path.stat()  # a mount that has gone: torch would make the folder on the disk below it
             planner = WatchedPlanner(self._progress)
             dcp_save(state, storage_writer=TensorWriter(folder), planner=planner, process_group=self.group)
             names = [path for path in folder.glob(f"__{rank}_*") if path.is_file()]

@@ -13,6 +13,13 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+MAY_PASS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ETIMEDOUT,
+        errno.ENOTCONN, errno.EHOSTDOWN,
+    }
+)  # fmt: skip
+"""Why a folder can't be written now and may be again: no room, a mount that is away, a ticket that has run out."""
 MOST_PAUSE_SECONDS = 15.0
 """Longest wait between two tries of `keep_trying`."""
 
@@ -72,7 +79,7 @@ def append_lines(path: Path, lines: bytes) -> None:
 def keep_trying(
     write: Callable[[], Result], what: str, seconds: float, ended: Callable[[], bool] = lambda: False
 ) -> Result:
-    """Call `write` again and again while it raises OSError: a full disk, a lost quota or a dead mount is often mended.
+    """Call `write` again and again while it raises an OSError of `MAY_PASS`: a full disk or a dead mount is often mended.
 
     Waits longer each time (1 to 15 s) and says so on stdout. `what` names what is written. Raises the last error once
     `seconds` have passed, or `ended()` says that nobody can wait any longer.
@@ -82,7 +89,7 @@ def keep_trying(
         try:
             result = write()
         except OSError as error:
-            if time.monotonic() >= deadline or ended():
+            if error.errno not in MAY_PASS or time.monotonic() >= deadline or ended():
                 raise
             if not failed:
                 print(f"can't write {what}: {error}; trying again for up to {seconds:,.0f} s", flush=True)

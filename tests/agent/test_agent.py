@@ -1,5 +1,6 @@
 """What an agent says at the end, from what its launcher and its ranks have left."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import harness.run.attempt as attempt_module
 import harness.run.files as files_module
 from harness.agent.agent import Agent
 from harness.agent.data import NodeData, Unready
@@ -14,9 +16,11 @@ from harness.config.compose import compose
 from harness.observe.board import Activity, Board, RankState, board_path
 from harness.run.attempt import Attempt, Outcome, claim, read_outcome, silent_nodes
 from harness.run.exit_codes import NONFINITE, OK
+from harness.run.files import write_json
 from harness.run.folder import RunFolder
 from harness.run.node import Node
 from harness.train.meters import start_board
+from tests.filling import full_disk
 
 
 @pytest.fixture
@@ -120,16 +124,18 @@ def test_ranks_that_do_not_are_killed_and_the_ledger_says_what_they_were_at(
 
 
 def test_the_last_word_waits_for_room(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, folder = agent._run, agent._run.attempt_dir(0)
-    aside = folder.with_name("aside")
-    folder.rename(aside)
+    run = agent._run
     run.events_path.mkdir()
 
-    def room_again(seconds: float) -> None:
-        if aside.exists():
-            aside.rename(folder)
-            run.events_path.rmdir()
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def room_again(seconds: float) -> None:
+        if run.events_path.is_dir():
+            run.events_path.rmdir()
+            monkeypatch.setattr(attempt_module, "write_json", write_json)
+
+    monkeypatch.setattr(attempt_module, "write_json", full)
     monkeypatch.setattr(files_module.time, "sleep", room_again)
     outcome = Outcome("finished", "", "all 120 steps are done", final=True)
     agent._leave_word(outcome)
@@ -138,11 +144,14 @@ def test_the_last_word_waits_for_room(agent: Agent, monkeypatch: pytest.MonkeyPa
     assert [event["event"] for event in run.events()] == ["attempt_end", "disk_full"]
 
 
-def test_an_agent_that_was_told_to_die_does_not_wait(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = agent._run.attempt_dir(0)
-    folder.rename(folder.with_name("aside"))
-    agent._on_terminate(0, None)
-    agent._leave_word(Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False))
+def test_an_agent_that_was_told_to_die_does_not_wait(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files_module.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with full_disk(agent._run.attempt_dir(0), kilobytes=64) as disk:
+        disk.make_read_only()
+        agent._on_terminate(0, None)
+        agent._leave_word(Outcome("terminated", "", "the job was told to end (SIGTERM)", final=False))
     assert "could not write how the attempt ended" in capsys.readouterr().out
 
 

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from harness.checkpoint import folders
 
 
@@ -44,6 +46,19 @@ def test_a_checkpoint_made_again_takes_the_place_of_the_old_one(tmp_path: Path) 
     folders.publish(again, tmp_path, 10)
     assert (tmp_path / "step-00000010" / "content").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000010"]
+
+
+def test_abandoning_goes_on_where_a_full_disk_has_stopped_it(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        folders.publish(make(tmp_path, step), tmp_path, step)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()  # can't be replaced
+    with pytest.raises(OSError):
+        folders.abandon(tmp_path, [30, 20], 4, 10)
+    (tmp_path / "latest").rmdir()
+    folder = folders.abandon(tmp_path, [30, 20], 4, 10)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000020", "step-00000030"]
+    assert (tmp_path / "latest").read_text() == "step-00000010\n" and folders.complete_steps(tmp_path) == [10]
 
 
 def test_only_leftovers_are_removed(tmp_path: Path) -> None:

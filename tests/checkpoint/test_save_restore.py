@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import threading
@@ -22,6 +23,7 @@ from harness.parallel.local import own_part
 from harness.parallel.mesh import Grid
 from harness.run.folder import RunFolder
 from tests.checkpoint.conftest import IDENTITY, Alone, state_of
+from tests.filling import full_disk
 from tests.model.test_init import grid, own_part_of
 from tests.ranks import in_ranks
 from tests.tiny import tiny_model
@@ -148,6 +150,81 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_one(in_background: 
     saver.save(state_of(3.0), 3, 3)
     saver.wait()
     assert folders.complete_steps(alone.run.checkpoints_dir) == [3]
+
+
+def test_disks_that_are_full_or_read_only_leave_nothing_half_written(alone: Alone) -> None:
+    saver = alone.saver(keep=1)
+    with full_disk(alone.run.checkpoints_dir, kilobytes=64) as disk:
+        saver.save(state_of(1.0), 1, 1)
+        disk.fill()
+        saver.save(state_of(2.0), 2, 2)
+        disk.free()
+        disk.make_read_only()
+        saver.save(state_of(3.0), 3, 3)
+        disk.make_writable()
+        assert sorted(path.name for path in disk.folder.iterdir()) == ["latest", "step-00000001"]
+        reasons = [event["reason"] for event in alone.run.events() if event["event"] == "checkpoint_failed"]
+        assert ["No space left" in reasons[0], "Read-only" in reasons[1]] == [True, True]
+        saver.save(state_of(4.0), 4, 4)
+        assert folders.complete_steps(disk.folder) == [4]
+
+
+@pytest.mark.parametrize("what", ["prune", "point_latest"])
+def test_a_checkpoint_is_complete_though_nothing_can_be_tidied_up(
+    what: str, alone: Alone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    saver = alone.saver(keep=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, what, full)
+        saver.save(state_of(1.0), 1, 1)
+    assert alone.events() == [("checkpoint", 1)]
+    assert "checkpoint of step 1 is complete, but" in capsys.readouterr().out
+    assert read(alone)[0] is not None
+    saver.save(state_of(2.0), 2, 2)  # and the next one makes up for it
+    assert sorted(path.name for path in alone.run.checkpoints_dir.iterdir()) == ["latest", "step-00000002"]
+    assert (alone.run.checkpoints_dir / "latest").read_text() == "step-00000002\n"
+
+
+def test_a_listing_that_fails_fails_the_save_and_not_the_run(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it nobody knows whether a newer attempt writes here."""
+
+    def stale(run: RunFolder) -> int | None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    saver = alone.saver()
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "newest_attempt", stale)
+        saver.save(state_of(1.0), 1, 1)
+    result = saver.wait()
+    assert result is not None and result.error is not None and "Stale file handle" in result.error
+    assert list(alone.run.checkpoints_dir.iterdir()) == []
+
+
+def test_a_run_folder_that_has_gone_is_not_made_anew(alone: Alone) -> None:
+    """Its mount has: what is written there would lie on the disk below, and be hidden when the mount is back."""
+    aside = alone.run.path.with_name("aside")
+    alone.run.path.rename(aside)
+    saver = alone.saver()
+    saver.save(state_of(1.0), 1, 1)
+    assert not alone.run.path.exists()
+    aside.rename(alone.run.path)
+    saver.save(state_of(2.0), 2, 2)
+    assert [name for name, _ in alone.events()] == ["checkpoint_failed", "checkpoint"]
+
+
+@pytest.mark.parametrize(("in_background", "shows"), [(False, True), (True, False)])
+def test_a_save_shows_progress_only_if_training_waits_for_it(in_background: bool, shows: bool, alone: Alone) -> None:
+    """Otherwise a save in the background would hide that training hangs."""
+    saver = alone.saver(in_background=in_background)
+    alone.board.set("progress_time", 1.0)
+    saver.save(state_of(1.0), 1, 1)
+    while saver._thread is not None and saver._thread.is_alive():
+        pass
+    assert (alone.board.get("progress_time") > 1.0) == shows
+    saver.wait()
 
 
 def test_an_older_attempt_is_fenced_off(alone: Alone) -> None:

@@ -1,13 +1,17 @@
 """Files that are whole or absent."""
 
+import errno
 import os
+import resource
 import threading
 from pathlib import Path
 
 import pytest
 
+import harness.run.files as files_module
 from harness.run.files import (
     append_json_line,
+    keep_trying,
     read_json,
     read_json_lines,
     sample_json_lines,
@@ -93,3 +97,46 @@ def test_missing_files_are_empty(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent") is None
     absent = tmp_path / "absent"
     assert list(read_json_lines(absent)) == tail_json_lines(absent, 3) == sample_json_lines(absent, 3) == []
+
+
+def test_keeps_trying_while_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = [errno.ENOSPC, errno.EROFS, errno.ESTALE]
+
+    def write() -> str:
+        if failures:
+            raise OSError(failures.pop(0), "no")
+        return "written"
+
+    monkeypatch.setattr(files_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files_module, "MOST_PAUSE_SECONDS", 0.0)
+    assert keep_trying(write, "the record", 3600.0) == "written"
+    printed = capsys.readouterr().out
+    assert printed.count("can't write the record") == 1 and printed.endswith("wrote the record\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "ended"),
+    [(errno.ENOENT, 3600.0, False), (errno.ENOSPC, 0.0, False), (errno.ENOSPC, 3600.0, True)],
+)
+def test_does_not_try_in_vain(number: int, seconds: float, ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(files_module.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(OSError):
+        keep_trying(write, "the record", seconds, lambda: ended)
+
+
+def test_a_short_write_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_json_line(path, {"a": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            append_json_line(path, {"a": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == '{"a": 1}\n'
