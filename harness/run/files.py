@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.text import duration_text
+
 Result = TypeVar("Result")
 
 MAY_PASS = frozenset(
@@ -92,7 +94,7 @@ def keep_trying(
             if error.errno not in MAY_PASS or time.monotonic() >= deadline or ended():
                 raise
             if not failed:
-                print(f"can't write {what}: {error}; trying again for up to {seconds:,.0f} s", flush=True)
+                print(f"can't write {what}: {error}; trying again for up to {duration_text(seconds)}", flush=True)
             failed = True
         else:
             if failed:
