@@ -62,10 +62,10 @@ class EncodeDocuments(DocumentTokenizer):
             self.stat_update(SPELLED_OUT)
             for token, count in spelled.items():
                 self.stat_update(f"{SPELLED_OUT}_{token}", value=count)
-        own = np.array(ids[len(encoder.before) : len(ids) - len(encoder.after)])
-        if encoder.unknown is not None and (unknown := int(np.count_nonzero(own == encoder.unknown))):
+        own = ids[len(encoder.before) : len(ids) - len(encoder.after)]
+        if encoder.unknown is not None and (unknown := own.count(encoder.unknown)):
             self.stat_update(UNKNOWN, value=unknown)
-        if spelled and (special := int(np.isin(own, [i for i in encoder.special if i != encoder.unknown]).sum())):
+        if spelled and (special := sum(i in encoder.special and i != encoder.unknown for i in own)):
             self.stat_update(SPECIAL_IDS, value=special)
 
 

@@ -55,6 +55,14 @@ def write_documents(path: Path, texts: list[str], files: int = 1) -> Path:
     return path
 
 
+def add_what_is_passed_over(folder: Path) -> None:
+    """To each file of documents a row without text and one that is no JSON, and beside them a file that is not read."""
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open("a") as rows:
+            rows.write('{"text": null}\n{"text": "cut\n')
+    (folder / "notes.pdf").touch()
+
+
 def mixed_documents() -> list[str]:
     """40 stories, 6 of them again, 5 again but for a word, 3 in French, 2 with an eval's item, 4 too short; shuffled."""
     stories = [story(seed) for seed in range(40)]

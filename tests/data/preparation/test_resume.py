@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from harness.data.__main__ import main
-from tests.data.preparation.conftest import mixed_documents, story, write_documents
+from tests.data.preparation.conftest import add_what_is_passed_over, mixed_documents, story, write_documents
 
 PROGRAM = """
 import sys
@@ -25,9 +25,20 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def command(root: Path, output: str, *extra: str) -> list[str]:
+def command(root: Path, output: str, *extra: str, allowed: int = 1) -> list[str]:
     where = ["--input", str(root / "in"), "--output", str(root / output), "--recipe", str(root / "recipe.yaml")]
-    return [sys.executable, "-c", PROGRAM, "prepare", *where, "--vocab-size", "500", *extra]
+    return [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "prepare",
+        *where,
+        "--vocab-size",
+        "500",
+        "--max-bad-lines",
+        str(allowed),
+        *extra,
+    ]
 
 
 def completed(partial: Path) -> dict[str, int]:
@@ -38,7 +49,7 @@ def completed(partial: Path) -> dict[str, int]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Eight input files, so as many tasks in each stage that reads documents."""
-    write_documents(tmp_path / "in", mixed_documents(), files=8)
+    add_what_is_passed_over(write_documents(tmp_path / "in", mixed_documents(), files=8))
     (tmp_path / "recipe.yaml").write_text("exact_dedup: true\n")
     return tmp_path
 
@@ -60,8 +71,12 @@ def assert_same_output(root: Path) -> None:
     """What was made in pieces is what an undisturbed preparation makes."""
     subprocess.run(command(root, "whole"), check=True, capture_output=True)
     whole, out = (json.loads((root / name / "manifest.json").read_text()) for name in ("whole", "out"))
-    for key in ("files", "steps", "tokens", "made_from"):
+    for key in ("files", "steps", "tokens", "made_from", "passed_over"):
         assert whole[key] == out[key]
+    files = len(list((root / "in").glob("*.jsonl")))
+    rows = {"empty text": files, "bad row": files} if (root / "in" / "notes.pdf").exists() else {}
+    assert out["passed_over"] == {"files": {"unknown suffix": 1} if rows else {}, "rows": rows}
+    assert out["steps"][0]["documents"] == len(mixed_documents())
     assert not (root / ".out.partial").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.data.errors import DataError
 from harness.data.preparation.slurm import SlurmOptions, parse_slurm
-from tests.data.preparation.conftest import mixed_documents, story, write_documents
+from tests.data.preparation.conftest import add_what_is_passed_over, mixed_documents, story, write_documents
 from tests.data.preparation.test_resume import command, completed
 from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_for
@@ -19,8 +19,10 @@ ENDED = 120
 """Seconds until a chain of jobs has ended, at most."""
 
 
-def call(slurm: SlurmCluster, root: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, "out", *extra), env=slurm.env, capture_output=True, text=True, timeout=100)
+def call(slurm: SlurmCluster, root: Path, *extra: str, allowed: int = 1) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(root, "out", *extra, allowed=allowed), env=slurm.env, capture_output=True, text=True, timeout=100
+    )
 
 
 def wait_until_gone(slurm: SlurmCluster) -> None:
@@ -37,7 +39,7 @@ def wait_until_gone(slurm: SlurmCluster) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Input and a recipe, in a folder that all nodes see."""
-    write_documents(tmp_path / "in", mixed_documents(), files=8)
+    add_what_is_passed_over(write_documents(tmp_path / "in", mixed_documents(), files=8))
     (tmp_path / "recipe.yaml").write_text("exact_dedup: true\n")
     return tmp_path
 
@@ -54,25 +56,27 @@ def test_array_jobs_make_what_one_machine_makes(slurm_cluster: SlurmCluster, roo
     assert "is already complete" in call(slurm_cluster, root, *SLURM).stdout
     subprocess.run(command(root, "local"), check=True, capture_output=True)
     here, there = (json.loads((root / name / "manifest.json").read_text()) for name in ("local", "out"))
-    for key in ("files", "steps", "made_from"):
+    for key in ("files", "steps", "made_from", "passed_over"):
         assert here[key] == there[key]
+    assert there["passed_over"] == {"files": {"unknown suffix": 1}, "rows": {"empty text": 8, "bad row": 8}}
+    assert "passed over 1 file (unknown suffix 1) and 16 rows (" in (root / "out/logs/finish.out").read_text()
     assert not list((root / "out").rglob("*.pik")) and not (root / ".out.partial").exists()
 
 
 @pytest.mark.slurm
 def test_a_job_that_failed_is_named_and_gone_on_with(slurm_cluster: SlurmCluster, root: Path) -> None:
     broken = root / "in" / "07.jsonl"
-    broken.write_text(json.dumps({"text": story(50)}) + "\n{broken\n")
+    broken.write_text(json.dumps({"text": story(50)}) + "\n{broken\n{text\n")
     assert call(slurm_cluster, root, *SLURM).returncode == 0
     wait_until_gone(slurm_cluster)
     assert not (root / "out").exists()
     before = completed(root / ".out.partial")
     assert 0 < len(before) < 8
-    again = call(slurm_cluster, root, "--max-bad-lines", "1")  # what is left, on this machine
+    again = call(slurm_cluster, root, allowed=2)  # what is left, on this machine
     assert again.returncode == 0, again.stderr
-    assert "passed over 1 row (bad row 1)" in again.stdout
+    assert "passed over 1 file (unknown suffix 1) and 16 rows (bad row 9, empty text 7)" in again.stdout
     manifest = json.loads((root / "out" / "manifest.json").read_text())
-    assert manifest["bad_lines"] == 1
+    assert manifest["bad_lines"] == 9
 
 
 @pytest.mark.slurm
