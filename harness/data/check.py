@@ -112,7 +112,23 @@ def _tokenizer_problems(data: DataConfig, sources: list[TokenSource], vocab_size
             f"{' and '.join(groups)} were tokenised with different tokenizers ({', '.join(kinds.values())}): the same id "
             "would mean different text. Prepare all of them with one (--tokenizer)."
         )
+    else:
+        problems += _added_problems(list(facts.values()))
     return problems
+
+
+def _added_problems(facts: list[TokenizerFacts]) -> list[str]:
+    """Ids that tokenizers of one vocabulary have added for different tokens."""
+    owners: dict[int, tuple[str, TokenizerFacts]] = {}
+    for fact in facts:
+        for number, text in fact.added:
+            other, owner = owners.setdefault(number, (text, fact))
+            if other != text:
+                return [
+                    f"data.sources and data.validation were tokenised with different added tokens: {number} is {other!r} in "
+                    f"{owner.path} and {text!r} in {fact.path}. Prepare all of them with one tokenizer (--tokenizer)."
+                ]
+    return []
 
 
 def _held_out_problems(data: DataConfig, sound: list[TokenSource], eval_sequences: int) -> list[str]:

@@ -26,6 +26,8 @@ class TokenizerFacts:
     eos_token_id: int | None
     identity: str
     """Digest of vocabulary and merges: equal for tokenizers that cut text alike."""
+    added: tuple[tuple[int, str], ...] = ()
+    """Tokens beside the vocabulary: id and text, by id."""
 
 
 def locate_tokenizer(name: str, near: Path | None = None) -> Path | None:
@@ -61,13 +63,14 @@ def _read(path: Path, modified_ns: int, inode: int) -> TokenizerFacts:
         vocab = model["vocab"]
         # Unigram models store a list of [piece, score], all others piece -> id.
         ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
-        ids = ids | {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        added = tuple(sorted((token["id"], token["content"]) for token in content.get("added_tokens") or []))
+        ids = ids | {text: number for number, text in added}
         size = max(ids.values()) + 1
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a tokenizer.json of the tokenizers library: {error!r}") from None
     eos = _named_eos(path.parent) or next((name for name in USUAL_EOS if name in ids), None)
     identity = hashlib.blake2b(json.dumps([vocab, model.get("merges")], sort_keys=True).encode(), digest_size=16)
-    return TokenizerFacts(path, size, eos, ids.get(eos) if eos else None, identity.hexdigest())
+    return TokenizerFacts(path, size, eos, ids.get(eos) if eos else None, identity.hexdigest(), added)
 
 
 def _named_eos(folder: Path) -> str | None:

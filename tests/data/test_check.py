@@ -74,6 +74,16 @@ def test_named_tokenizer(tmp_path: Path, prepared: Path) -> None:
     assert any("is not a tokenizer.json" in problem for problem in check_sources(data, 500))
 
 
+def test_sources_of_tokenizers_with_different_added_tokens(tmp_path: Path) -> None:
+    for name, token in (("web", "<think>"), ("code", "<tool>")):
+        write_token_file(tmp_path / name, [[1, 2, 0]] * 100, tokenizer="tokenizer/tokenizer.json")
+        added = [{"id": 2, "content": token}]
+        write_tokenizer(tmp_path / name / "tokenizer", {"<|endoftext|>": 0, "a": 1}, added)
+    data = data_config({name: tmp_path / name for name in ("web", "code")}, seq_len=128)
+    [problem] = check_sources(data, 3)
+    assert "different added tokens: 2 is '<think>' in" in problem and "and '<tool>' in" in problem
+
+
 def test_sources_of_different_tokenizers(tmp_path: Path, prepared: Path) -> None:
     write_token_file(tmp_path / "code", [[1, 2, 0]] * 100, tokenizer="tokenizer/tokenizer.json")
     write_tokenizer(tmp_path / "code" / "tokenizer", {"<|endoftext|>": 0, "a": 1})

@@ -209,7 +209,8 @@ def _parquet_rows(file: str, text_key: str) -> int:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(file)
+        with open(file, "rb") as opened:  # Arrow itself opens no name that is not UTF-8
+            metadata = pq.read_metadata(opened)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{printable(file)}: no Parquet file: {error}") from None
     columns = metadata.schema.to_arrow_schema().names

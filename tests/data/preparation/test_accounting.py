@@ -31,6 +31,7 @@ PIECES = [
     "plain words ", "naïve café ", "日本語のテキスト。", "עברית ", "👩‍👩‍👧 ", "e\u0301", "\u2028", "\u00a0", "\t", "  ", "\n", "\r\n", "\n\n",
     EOS, "<|endoftext", "\\n", '"quoted"', "\u0000", "\ufeff", "x" * 3000, "１２３ 456",
 ]  # fmt: skip
+NAMES = ["", " #", "\n", " ", "::x", "%20", "é", os.fsdecode(b"\xff")]
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ class Corpus:
         for place in (root, root / "deep" / "er", root / "ünï cödé [1] {a,b} *", root.with_name("elsewhere")):
             place.mkdir(parents=True)
             for number in range(self.chance.randint(1, 3)):
-                self.write_file(place, f"{number} #{self.chance.randint(0, 9)}")
+                self.write_file(place, f"{number}{self.chance.choice(NAMES)}")
         (root / "linked").symlink_to("../elsewhere")
         (root / "deep" / "loop").symlink_to(root)
         (root / ".hidden").mkdir()
@@ -83,7 +84,8 @@ class Corpus:
         if self.format == "parquet":
             values = [None if self.chance.random() < 0.1 else self.text() for _ in range(self.chance.randint(1, 9))]
             table = pa.table({"n": range(len(values)), "text": pa.array(values, pa.string())})
-            pq.write_table(table, folder / f"{stem}{suffix}", row_group_size=self.chance.randint(1, 9))
+            with open(folder / f"{stem}{suffix}", "wb") as file:
+                pq.write_table(table, file, row_group_size=self.chance.randint(1, 9))
             return
         compression = self.chance.choice(list(COMPRESS))
         content = self.text().encode() if self.format == "text" else self.json(suffix)
@@ -125,7 +127,7 @@ def read_independently(root: Path) -> Iterator[object]:
             for suffix in COMPRESS:
                 plain = plain.removesuffix(suffix) if suffix else plain
             if plain.endswith(".parquet"):
-                yield from pq.read_table(path)["text"].to_pylist()
+                yield from pq.read_table(io.BytesIO(data))["text"].to_pylist()
             elif plain.endswith((".txt", ".md", ".rst")):
                 yield "\n".join(data.decode("utf-8-sig").replace("\r\n", "\n").split("\r")).strip()
             else:
