@@ -191,3 +191,49 @@ def test_every_document_comes_out_or_is_listed(
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"tokens in {len(expected)} documents" in last and "passed over 5 files (" in last
     assert all(f"{reason} {count}" in last for reason, count in reasons.items() if count)
+
+
+@pytest.mark.parametrize("seed", range(24, 30))
+def test_with_a_recipe_what_is_dropped_is_counted_too(
+    tmp_path: Path, prepared: Path, in_this_process: None, seed: int
+) -> None:
+    corpus = Corpus(tmp_path / "in", seed)
+    expected = [row for row in read_independently(corpus.root) if isinstance(row, str) and row]
+    (tmp_path / "recipe.yaml").write_text("exact_dedup: true")
+    manifest = prepare(
+        Request(
+            str(corpus.root), tmp_path / "out", corpus.format, tokenizer=str(prepared / "tokenizer"), max_bad_lines=9,
+            recipe=tmp_path / "recipe.yaml", keep_removed=1000,
+        )
+    )  # fmt: skip
+    assert manifest is not None
+    assert Counter(documents(tmp_path / "out")) == Counter(set(expected))
+    assert [step["documents"] for step in manifest["steps"]] == [len(expected), len(set(expected))]
+    removed = [
+        json.loads(line)["text"]
+        for file in (tmp_path / "out" / "logs" / "removed").rglob("*.jsonl")
+        for line in file.read_text().split("\n")
+        if line
+    ]
+    assert Counter(removed) == Counter(expected) - Counter(set(expected))
+    assert manifest["steps"][1].get("dropped", {}) == ({"duplicate": len(removed)} if removed else {})
+    rows = manifest["passed_over"]["rows"]
+    assert sum(rows.values()) == len(list(read_independently(corpus.root))) - len(expected)
+
+
+def test_of_a_data_set_too(tmp_path: Path, prepared: Path, in_this_process: None) -> None:
+    from datasets import Dataset, DatasetDict
+
+    chance = random.Random(0)
+    texts = [chance.choice([None, "", "".join(chance.choices(PIECES, k=5))]) for _ in range(200)]
+    columns = {"n": range(200), "text": texts, "picture": [b"x"] * 200}
+    other = Dataset.from_dict({"text": ["not this"]})
+    DatasetDict({"train": Dataset.from_dict(columns), "test": other}).save_to_disk(tmp_path / "in")
+    manifest = prepare(Request(str(tmp_path / "in"), tmp_path / "out", tokenizer=str(prepared / "tokenizer")))
+    assert manifest is not None
+    expected = [text for text in texts if text]
+    assert Counter(documents(tmp_path / "out")) == Counter(expected)
+    assert manifest["passed_over"] == {
+        "files": {"another split": 1},
+        "rows": {"empty text": len(texts) - len(expected)},
+    }
