@@ -5,6 +5,7 @@ Reads files only: no tokenizers library (launch must stay quick) and never the n
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,10 @@ from harness.data.errors import DataError
 
 USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
 """Names to look for where no file beside tokenizer.json names the end-of-document token."""
+
+TEMPLATE = "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
+"""A tokenizer's chat template, and the folder of its others; older ones stand in tokenizer_config.json or chat_template.json."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,18 @@ def _read(path: Path, modified_ns: int, inode: int) -> TokenizerFacts:
     eos = _named_eos(path.parent) or next((name for name in USUAL_EOS if name in ids), None)
     identity = hashlib.blake2b(json.dumps([vocab, model.get("merges")], sort_keys=True).encode(), digest_size=16)
     return TokenizerFacts(path, size, eos, ids.get(eos) if eos else None, identity.hexdigest(), added)
+
+
+def copy_templates(source: Path, target: Path) -> None:
+    """Copy the chat templates beside a tokenizer, if it has any, into the folder `target`. Raises OSError."""
+    for name in (TEMPLATE, "chat_template.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    others = sorted((source / TEMPLATES).glob("*.jinja"))
+    if others:
+        (target / TEMPLATES).mkdir(exist_ok=True)
+    for other in others:
+        shutil.copyfile(other, target / TEMPLATES / other.name)
 
 
 def _named_eos(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from harness.checkpoint.manifest import Manifest, differences, identity
 from harness.config.schema import RootConfig
 from harness.export import tokenizer as tokenizers
 from harness.export.card import model_card
+from harness.export.comparison import compared
 from harness.export.errors import ExportError
 from harness.export.model_files import check_shapes, described, planned_shards, write_configs, write_weights
 from harness.export.weights import open_weights
@@ -53,7 +54,7 @@ def export(request: Request) -> Exported:
     config = run.load_config()
     if request.output is not None:
         _check_output(request.output)
-    tokenizer, remark = tokenizers.find(request.tokenizer, config.data, config.model.vocab_size)
+    tokenizer, remarks = tokenizers.find(request.tokenizer, config.data, config.model.vocab_size)
     weights = open_weights(run, request.step, "ema" if request.ema else "model")
     if request.ema and not weights.shapes:
         raise ExportError(
@@ -72,9 +73,10 @@ def export(request: Request) -> Exported:
     with _complete_or_absent(output, shards.metadata["total_size"]) as folder:
         write_weights(shards, weights, dtype, folder)
         write_configs(model, folder)
-        tokenizer.copy_files(folder)
+        tokenizer.write_files(folder)
         (folder / "README.md").write_text(card)
-    return Exported(output, [remark] if remark else [])
+        remarks += compared(config, folder, weights, dtype)
+    return Exported(output, remarks)
 
 
 def _find_run(name: str, runs_dir: Path) -> RunFolder:

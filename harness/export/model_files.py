@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
@@ -57,9 +58,25 @@ def planned_shards(model: PreTrainedModel, dtype: torch.dtype) -> StateDictSplit
 
 
 def write_configs(model: PreTrainedModel, folder: Path) -> None:
-    """config.json and generation_config.json."""
+    """config.json, which versions of transformers before 5 read as well, and generation_config.json."""
     model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps({**content, **_older_fields(content)}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     GenerationConfig.from_model_config(model.config).save_pretrained(folder)
+
+
+def _older_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What stood in other places before transformers 5, which takes both."""
+    rope = dict(content["rope_parameters"])
+    fields: dict[str, Any] = {"torch_dtype": content["dtype"], "rope_theta": rope.pop("rope_theta")}
+    if rope["rope_type"] != "default":
+        fields["rope_scaling"] = rope
+    if rope["rope_type"] == "longrope":
+        fields["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    return fields
 
 
 def write_weights(shards: StateDictSplit, weights: Weights, dtype: torch.dtype, folder: Path) -> None:

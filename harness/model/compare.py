@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging
 
 from harness.config.schema import AttentionKernel, ModelConfig
@@ -102,18 +102,25 @@ def compare_folder(model: ModelConfig, seq_len: int) -> Comparison:
     """`model` as training would start it from `model.init_from`, and that folder by plain transformers."""
     assert model.init_from is not None
     folder = Path(model.init_from).expanduser()
-    return compare(model, folder, lambda stage: load_weights(stage, folder), seq_len)
+    changed = transformers_config(model) if model.init_from_changes else None
+    return compare(model, folder, lambda stage: load_weights(stage, folder), seq_len, changed)
 
 
 @torch.no_grad()
-def compare(model: ModelConfig, folder: Path, load: Callable[[Any], None], seq_len: int) -> Comparison:
+def compare(
+    model: ModelConfig,
+    folder: Path,
+    load: Callable[[Any], None],
+    seq_len: int,
+    config: PretrainedConfig | None = None,
+) -> Comparison:
     """`folder` by plain transformers, and `model` with what `load` puts into its only stage.
 
-    `model` may differ from the folder's config.json where `model.init_from_changes` says so: then both compute with that.
+    `config` takes the place of the folder's own where the two are to differ (`model.init_from_changes`).
     Rotary positions are compared up to `seq_len`. Takes the time of reading the weights two times.
     """
     tokens = _tokens(model.vocab_size, min(TOKENS, seq_len))
-    theirs, info = _by_transformers(model, folder)
+    theirs, info = _by_transformers(folder, config)
     expected = theirs.eval()(tokens, use_cache=False).logits
     not_finite = tuple(name for name, weight in theirs.named_parameters() if not weight.isfinite().all())
     rotary = _rotary_difference(theirs, seq_len)
@@ -132,9 +139,9 @@ def compare(model: ModelConfig, folder: Path, load: Callable[[Any], None], seq_l
     )
 
 
-def _by_transformers(model: ModelConfig, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _by_transformers(folder: Path, config: PretrainedConfig | None) -> tuple[Any, dict[str, Any]]:
     """transformers' own model of the folder, and what it says of the tensors in it."""
-    options: dict[str, Any] = {"config": transformers_config(model)} if model.init_from_changes else {}
+    options: dict[str, Any] = {"config": config} if config is not None else {}
     with _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
