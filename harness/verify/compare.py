@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from harness.checkpoint import folders
 from harness.checkpoint.manifest import Manifest
 from harness.checkpoint.storage import read_metadata
-from harness.config.schema import Precision
+from harness.config.schema import ModelConfig, Precision
 from harness.export.weights import read_tensors
+from harness.model.family import layers_without_rope
 from harness.run.files import read_json
 from harness.run.folder import RunFolder
 from harness.verify.rank import EVIDENCE
@@ -80,6 +81,8 @@ def compare(found: Path, reference: Path, tolerance: Tolerance) -> list[Check]:
         kept = differences.numel() - max(1, differences.numel() // 100)
         return _ratio(torch.linalg.vector_norm(differences.sort().values[:kept]), moved[name])
 
+    noise = _rounding_alone(RunFolder(reference).load_config().model)
+    trained = [name for name in names if name not in noise]
     states = [_weights(state) for state in layout.tensors("state")]
     return [
         _tensors("initial weights", layout.tensors("initial"), start, names, 0.0, to_largest),
@@ -90,14 +93,22 @@ def compare(found: Path, reference: Path, tolerance: Tolerance) -> list[Check]:
             "gradients",
             layout.tensors("gradients"),
             alone.tensors("gradients")[0],
-            names,
+            trained,
             tolerance.gradients,
             to_largest,
         ),
-        _tensors("updated weights", states, end, names, tolerance.weights, to_movement),
+        _tensors("updated weights", states, end, trained, tolerance.weights, to_movement),
         _copies(layout, names),
         *_checkpoints(found, layout, alone, to_largest),
     ]
+
+
+def _rounding_alone(model: ModelConfig) -> set[str]:
+    """Names of parameters whose gradient is nothing but rounding: without rotary positions, a bias that all keys share changes
+    no attention."""
+    if not model.attention_bias:
+        return set()
+    return {f"model.layers.{layer}.self_attn.k_proj.bias" for layer in layers_without_rope(model)}
 
 
 class _Evidence:

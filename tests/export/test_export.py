@@ -1,5 +1,6 @@
 """What `python -m harness.export` writes must be the run's model, and nothing where it can't."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -11,19 +12,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import ByteLevel as ByteLevelProcessor
+from tokenizers.processors import Sequence, TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.checkpoint.folders import complete_path
-from harness.config.schema import SourceConfig
+from harness.config.schema import ModelConfig, SourceConfig
 from harness.data.loader import Loader
-from harness.export import model_files, weights
+from harness.export import comparison, export, model_files, weights
 from harness.export.__main__ import main
 from harness.model.build import transformers_config
+from harness.model.folder_config import read_folder_config
 from harness.model.load import load_weights
 from harness.run.folder import RunFolder
 from harness.train.setup import open_data
@@ -188,6 +192,124 @@ def test_the_tokenizer_that_is_given_comes_first(run: RunFolder, tokenizer: Path
     config = json.loads((out / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"], config["bos_token_id"]) == (END, 1, None)
     assert AutoTokenizer.from_pretrained(out).model_max_length == 77
+
+
+BEGIN = "<|begin|>"
+
+
+def with_begin(tokenizer: Path, folder: Path) -> Path:
+    """The tokenizer with a token 273 that its post-processor puts before each text, limits for inference, and templates."""
+    folder.mkdir()
+    library = Tokenizer.from_file(str(tokenizer))
+    library.add_special_tokens([AddedToken(BEGIN, special=True)])
+    template = TemplateProcessing(
+        single=f"{BEGIN} $A <|endoftext|>",
+        special_tokens=[(BEGIN, 273), ("<|endoftext|>", library.token_to_id("<|endoftext|>"))],
+    )
+    library.post_processor = Sequence([ByteLevelProcessor(trim_offsets=False), template])
+    library.enable_truncation(4)
+    library.enable_padding(length=40)
+    library.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": BEGIN,
+        "eos_token": "<|endoftext|>",
+        "add_bos_token": True,
+        "tokenizer_class": "LlamaTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}|{% endfor %}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    return folder
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_tokenizer_does_what_the_training_data_has(
+    begins: bool, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_begin(tokenizer, tmp_path / "tokenizer")
+    run = saved_run(tmp_path, model__vocab_size=300)
+    config = run.load_config()
+    documents = [[*([273] if begins else []), 5, 6, 7, 1]] * 80
+    source = write_token_file(tmp_path / "data", documents, tokenizer=str(folder / "tokenizer.json"))
+    config.data.eos_token_id, config.data.sources = None, {"web": SourceConfig(path=str(source))}
+    run.save_config(config)
+    assert main([str(run.path)]) == 0
+    said = "begin with <|begin|>: the tokenizer in the folder adds it"
+    if not begins:
+        said = "do not begin with <|begin|>: the tokenizer in the folder does not add it"
+    assert said in capsys.readouterr().out
+    out = run.path / "export" / "step-00000006"
+    copied = AutoTokenizer.from_pretrained(out)
+    text = "bade gode mina sotu bade gode"
+    bare = Tokenizer.from_file(str(tokenizer)).encode(text).ids
+    assert copied(text)["input_ids"] == [*([273] if begins else []), *bare] and len(bare) > 4
+    assert json.loads((out / "config.json").read_text())["bos_token_id"] == (273 if begins else None)
+    assert copied.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi|"
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "tools"
+
+
+def test_data_that_is_gone_leaves_the_beginning_as_the_tokenizer_has_it(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_begin(tokenizer, tmp_path / "tokenizer")
+    run = saved_run(tmp_path, model__vocab_size=300, data__tokenizer=str(folder))
+    shutil.rmtree(tmp_path / "tokens")
+    assert main([str(run.path)]) == 0
+    assert "whether its documents begin with <|begin|> is not known" in capsys.readouterr().out
+    copied = AutoTokenizer.from_pretrained(run.path / "export" / "step-00000006")
+    assert copied("bade")["input_ids"][0] == 273 and copied("bade")["input_ids"][-1] != 1
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32},
+    "longrope": {
+        "rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+    },
+    "default": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_what_changes_the_function_is_in_the_config_for_new_and_old_transformers(kind: str, tmp_path: Path) -> None:
+    run = saved_run(
+        tmp_path, model__model_type="llama", model__no_rope_layer_interval=0, model__rope_scaling=SCALED[kind],
+        model__rope_theta=500000.0, model__rms_norm_eps=1e-3, model__attention_bias=True, model__hidden_act="gelu",
+    )  # fmt: skip
+    assert main([str(run.path), "--dtype", "float32"]) == 0
+    out = run.path / "export" / "step-00000006"
+    content = json.loads((out / "config.json").read_text())
+    assert content["rope_theta"] == content["rope_parameters"]["rope_theta"] == 500000.0
+    assert content.get("rope_scaling", {}) == SCALED[kind]
+    assert content["torch_dtype"] == content["dtype"] == "float32"
+    assert (content.get("original_max_position_embeddings") == 32) == (kind == "longrope")
+    assert torch.equal(logits(out), expected_logits(run, 6))
+    trained = run.load_config().model
+    assert ModelConfig(**read_folder_config(out).keys) == dataclasses.replace(trained, head_dim=16)
+
+
+def test_an_export_that_computes_something_else_is_refused(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Any, folder: Path) -> None:
+        model.config.rms_norm_eps = 0.1
+        model_files.write_configs(model, folder)
+
+    monkeypatch.setattr(export, "write_configs", wrong)
+    said = fails(capsys, str(run.path), "--output", str(tmp_path / "out"))
+    assert "plain transformers computes something else with the exported model than the run does" in said
+    assert "logits of 64 tokens differ by" in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_room_to_compare_the_export_says_so(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
+    assert main([str(run.path), "--output", str(tmp_path / "out")]) == 0
+    assert "not compared with transformers: that takes " in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_the_model_has_no_rows_for(
