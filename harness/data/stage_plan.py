@@ -17,7 +17,7 @@ from harness.data.token_files import open_source, source_key
 
 TOKENIZER_FOLDER = "tokenizer"
 """Where `harness.data prepare` leaves the tokenizer, below the token files: their metadata name it there."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What may be read of a tokenizer; some lay it right beside the token files."""
 LOOK_AHEAD_SAMPLES = 1 << 18
 """Samples that are followed one by one to see which files they touch; what comes later is estimated from the weights."""

@@ -56,7 +56,7 @@ def _manifest(job: Job) -> dict[str, Any]:
     passed_over = [*job.inputs.passed_over, *read_account(job)]
     found = counts(passed_over)
     evals = read_eval_facts(job.work / "evals") if job.recipe.decontaminate else None
-    tokenizer_files = sorted(job.tokenizer.parent.iterdir())
+    tokenizer_files = sorted(path for path in job.tokenizer.parent.rglob("*") if path.is_file())
     return {
         "input": job.input,
         "made_from": job.made_from,

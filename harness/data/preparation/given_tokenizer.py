@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from harness.data.errors import DataError
-from harness.data.tokenizer_files import TokenizerFacts, locate_tokenizer, read_tokenizer
+from harness.data.tokenizer_files import TokenizerFacts, copy_templates, locate_tokenizer, read_tokenizer
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that may lie beside a tokenizer.json, and say what transformers should know of it."""
@@ -54,6 +54,9 @@ def copy_tokenizer(name: str, eos_token: str | None, target: Path) -> None:
     folder.mkdir(exist_ok=True)
     for file in tokenizer_files(facts.path):
         shutil.copyfile(file, target if file == facts.path else folder / file.name)
+    copy_templates(
+        facts.path.parent, folder
+    )  # of no concern to the tokens, but an export of the model brings them along
     if eos_token:
         config = folder / "tokenizer_config.json"
         content = json.loads(config.read_text()) if config.is_file() else {}

@@ -258,6 +258,21 @@ def test_the_identity_covers_the_whole_tokenizer(
     assert main(command) == 2
 
 
+def test_chat_templates_are_kept_beside_the_data(tmp_path: Path, prepared: Path) -> None:
+    texts, folder = write_texts(tmp_path / "in"), tmp_path / "tokenizer"
+    shutil.copytree(prepared / "tokenizer", folder)
+    (folder / "chat_template.jinja").write_text("x")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("y")
+    command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", "--tokenizer", str(folder)]
+    assert main(command) == 0
+    kept = tmp_path / "out" / "tokenizer"
+    assert (kept / "chat_template.jinja").read_text() == "x"
+    assert (kept / "additional_chat_templates" / "tool_use.jinja").read_text() == "y"
+    (folder / "chat_template.jinja").write_text("z")
+    assert main(command) == 0, "it has no bearing on the tokens"
+
+
 def test_what_an_earlier_version_made_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = write_texts(tmp_path / "in")
     command = ["prepare", "--input", str(texts), "--output", f"{tmp_path}/out", *VOCAB]
