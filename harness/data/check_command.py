@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.config.arguments import add_overrides
@@ -124,6 +125,8 @@ def check(config: "RootConfig", *, full: bool = False, warm: bool = False, threa
         for found in report.sources
         if found.resident_ratio is not None and found.resident_ratio < RESIDENT
     ]
+    paths = {found.key: source.path for found, (_, _, source) in zip(opened, listing, strict=True) if found is not None}
+    report.warnings += [warning for source in sources if (warning := _deeper(source, paths[source.key]))]
     _check_coverage(config, report)
     if full:
         _check_content(config, sources, threads, report)
@@ -186,6 +189,21 @@ def _cold(found: SourceReport, ratio: float) -> str:
         f"data.{found.group}.{found.name}: {ratio:.1%} is local, {found.cold_files:,} of {found.files:,} files are "
         "not, or not all: first reads of them are slow. --warm brings them back; data.stage_to copies them to the nodes"
     )
+
+
+def _deeper(source: "TokenSource", path: str) -> str | None:
+    """Token files in folders below that of a source: a run reads those of the folder itself alone."""
+    from harness.data.documents.walk import walk
+
+    if not Path(path).expanduser().is_dir():  # one token file, whose folder may hold what it will
+        return None
+    try:
+        deeper = [file.name for file in walk(str(source.path)).files if "/" in file.name and file.name.endswith(".ds")]
+    except DataError as error:
+        return f"{source.key}: {str(error).removeprefix('--input ')}"
+    if not deeper:
+        return None
+    return f"{source.key}: {len(deeper)} token file(s) in folders below are not read ({deeper[0]}, ...). Name them as sources of their own"
 
 
 def _check_coverage(config: "RootConfig", report: Report) -> None:

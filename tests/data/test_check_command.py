@@ -45,6 +45,16 @@ def test_sound_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said[-1].endswith("nothing is wrong")
 
 
+def test_token_files_further_down_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run reads those of the folder itself alone."""
+    web = write_source(tmp_path / "web")
+    below = write_token_file(tmp_path / "elsewhere", [[1, 2, 0]] * 400)
+    (web / "more").symlink_to(below.parent)
+    said = check(capsys, web)
+    assert f"1 token file(s) in folders below are not read (more/{below.name}, ...). Name them as sources" in said
+    assert "folders below" not in check(capsys, web / "000.ds")
+
+
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A truncated shard, one with an index of another, one of another width; the good one is still looked at."""
     web = write_source(tmp_path / "web", 4, manifest=False)

@@ -74,10 +74,11 @@ def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str, b
     outputs = [str(but), str(partial_path(but))] if but else []
     found = [_look(path, outputs) for path in paths]
     named = " --input ".join(paths)
-    format = format or _format_of(named, found, paths)
-    return _from_files(
-        named, format, text_key, [_choose(one, format, path) for one, path in zip(found, paths, strict=True)]
-    )
+    format = format or _format_of(named, found)
+    chosen = [_choose(one, format, path) for one, path in zip(found, paths, strict=True)]
+    for path, one in zip(paths, chosen, strict=True):
+        _refuse_nothing(path, format, one)
+    return _from_files(named, format, text_key, chosen)
 
 
 def _refuse_overlap(paths: list[str]) -> None:
@@ -125,7 +126,7 @@ def _kind(name: str) -> str | None:
     return None
 
 
-def _format_of(named: str, found: list[Found], paths: list[str]) -> str:
+def _format_of(named: str, found: list[Found]) -> str:
     there = {_kind(file.name) for one in found for file in one.files if file.size}
     kinds = [kind for kind in SUFFIXES if kind in there]
     if len(kinds) > 1:
@@ -167,15 +168,20 @@ def _choose(found: Found, format: str, path: str) -> Found:
     return chosen
 
 
+def _refuse_nothing(path: str, format: str, chosen: Found) -> None:
+    """Each of several inputs must have something to read."""
+    if chosen.files:
+        return
+    if any(entry.reason == "empty file" for entry in chosen.passed_over):
+        raise DataError(f"--input {path}: all files are empty")
+    raise DataError(
+        f"--input {path}: no {format} file. Names must end in {', '.join(SUFFIXES[format])}.{_listing([chosen])}"
+    )
+
+
 def _from_files(path: str, format: str, text_key: str, found: list[Found]) -> Inputs:
     files = [file for one in found for file in one.files]
     passed_over = tuple(entry for one in found for entry in one.passed_over)
-    if not files:
-        if any(entry.reason == "empty file" for entry in passed_over):
-            raise DataError(f"--input {path}: all files are empty")
-        raise DataError(
-            f"--input {path}: no {format} file. Names must end in {', '.join(SUFFIXES[format])}.{_listing(found)}"
-        )
     size = sum(file.size for file in files)
     total: int | None = size
     if format == "parquet":

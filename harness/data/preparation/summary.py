@@ -21,8 +21,9 @@ def _remarks(manifest: dict[str, Any]) -> list[str]:
     found: list[str] = list(manifest["remarks"])
     if spelled := manifest.get("special_tokens_in_text"):
         tokens = ", ".join(f"{token} {count:,}" for token, count in spelled["tokens"].items())
+        count = spelled["documents"]
         found.append(
-            f"the text of {spelled['documents']:,} documents spells out special tokens, encoded as text: {tokens}"
+            f"the text of {count:,} document{'s' * (count != 1)} spells out special tokens, encoded as text: {tokens}"
         )
     if inside := manifest.get("special_ids_in_text"):
         found.append(

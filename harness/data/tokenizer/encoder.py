@@ -31,6 +31,8 @@ class Encoder:
     """Begin each document."""
     after: tuple[int, ...]
     """End each document; the last one is the end-of-document token, where one was given."""
+    left_out: int | None
+    """The end-of-document token, where the post-processor would begin documents with it."""
     model: dict[str, Any]
     """The `model` of tokenizer.json without its vocabulary."""
 
@@ -86,14 +88,18 @@ def open_encoder(path: Path, eos_token: str | None) -> Encoder:
     """
     tokenizer = load_tokenizer(path)
     before, after = _added(tokenizer)
+    left_out = None
     if eos_token is not None:
         eos = tokenizer.token_to_id(eos_token)
         if eos is None:
             raise DataError(f"{path}: no token {eos_token!r} in its vocabulary")
+        left_out = eos if eos in before else None
+        before = tuple(i for i in before if i != eos)  # in front it would look like a document of its own
         if after[-1:] != (eos,):
             after = (*after, eos)
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    return Encoder(tokenizer, before, after, {key: model[key] for key in model if key not in ("vocab", "merges")})
+    settings = {key: model[key] for key in model if key not in ("vocab", "merges")}
+    return Encoder(tokenizer, before, after, left_out, settings)
 
 
 def _added(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -121,6 +127,11 @@ def remarks(path: Path, encoder: Encoder) -> list[str]:
     if encoder.before:
         found.append(
             f"every document begins with {' '.join(encoder.names(encoder.before))}, which the tokenizer's post-processor adds"
+        )
+    if encoder.left_out is not None:
+        found.append(
+            f"the tokenizer's post-processor begins documents with {encoder.names((encoder.left_out,))[0]}, which ends them here: "
+            "not added in front"
         )
     if len(encoder.after) > 1:
         found.append(

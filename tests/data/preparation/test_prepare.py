@@ -212,6 +212,10 @@ def test_several_inputs_are_read_together(tmp_path: Path, capsys: pytest.Capture
     assert f"--input {tmp_path}/one/a.jsonl: overlaps --input {tmp_path}/one: documents would be read twice." in error
     assert main([*command, f"{tmp_path}/nowhere"]) == 2
     assert f"--input {tmp_path}/nowhere: does not exist" in capsys.readouterr().err
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"png")
+    assert main([*command, f"{tmp_path}/pictures"]) == 2
+    assert f"--input {tmp_path}/pictures: no jsonl file. Names must end in .jsonl" in capsys.readouterr().err
 
 
 def test_a_saved_data_set_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +315,7 @@ def test_notes_come_before_the_last_line(tmp_path: Path, prepared: Path, capsys:
     assert begins == "note: every document begins with <|begin|>, which the tokenizer's post-processor adds"
     assert (
         spelled
-        == "note: the text of 1 documents spells out special tokens, encoded as text: <|endoftext|> 2, <|begin|> 1"
+        == "note: the text of 1 document spells out special tokens, encoded as text: <|endoftext|> 2, <|begin|> 1"
     )
     assert "tokens in 1 documents" in last
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -86,6 +86,17 @@ def test_what_the_post_processor_adds(tmp_path: Path, tokenizer: Tokenizer, proc
     )
 
 
+def test_the_token_that_ends_documents_does_not_begin_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """OPT's tokenizer does so; in training it would be a document of one token."""
+    tokenizer.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, 0)])
+    path = saved(tokenizer, tmp_path)
+    encoder = open_encoder(path, EOS)
+    assert encoder.encode(["one"])[0].count(0) == 1
+    assert remarks(path, encoder) == [
+        "the tokenizer's post-processor begins documents with <|endoftext|>, which ends them here: not added in front"
+    ]
+
+
 def test_a_vocabulary_that_lacks_characters(tmp_path: Path) -> None:
     path = saved(Tokenizer(BPE({"a": 0, "b": 1, EOS: 2}, [])), tmp_path)
     assert "characters that the vocabulary lacks are dropped" in remarks(path, open_encoder(path, EOS))[0]
