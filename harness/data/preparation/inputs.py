@@ -62,6 +62,8 @@ def find_inputs(paths: str | Sequence[str], format: str | None, text_key: str, b
     Raises DataError when one does not exist or is given twice, when they hold nothing to read, or several formats.
     """
     paths = [paths] if isinstance(paths, str) else list(paths)
+    if not all(paths):
+        raise DataError("--input: empty. Name a file or a folder.")
     _refuse_overlap(paths)
     for path in paths:
         data_set = _data_set(path, format, text_key)

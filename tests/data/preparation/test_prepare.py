@@ -210,6 +210,8 @@ def test_several_inputs_are_read_together(tmp_path: Path, capsys: pytest.Capture
     assert main([*command, f"{tmp_path}/one/a.jsonl"]) == 2
     error = capsys.readouterr().err
     assert f"--input {tmp_path}/one/a.jsonl: overlaps --input {tmp_path}/one: documents would be read twice." in error
+    assert main([*command, ""]) == 2  # not this folder: most likely a variable of the shell that is not set
+    assert "--input: empty. Name a file or a folder." in capsys.readouterr().err
     assert main([*command, f"{tmp_path}/nowhere"]) == 2
     assert f"--input {tmp_path}/nowhere: does not exist" in capsys.readouterr().err
     (tmp_path / "pictures").mkdir()
