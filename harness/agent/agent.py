@@ -212,9 +212,11 @@ class Agent:
         self._hang.kill(boards)
 
     def _count_restarts(self) -> None:
-        counts = Counter(
-            str(event.get("reason", "unknown")) for event in self._run.events() if event.get("event") == "restart"
-        )
+        try:
+            events = self._run.events()
+        except OSError:  # a mount that is away: the counts stay as they were
+            return
+        counts = Counter(str(event.get("reason", "unknown")) for event in events if event.get("event") == "restart")
         self._restarts.update({reason: count - self._restarts[reason] for reason, count in counts.items()})
 
     def _boards(self) -> list[Board]:

@@ -62,7 +62,7 @@ class RestartPolicy:
 
     def _decide(self, fatal_exit: int | None) -> Decision:
         # on a full disk restarts count as well
-        events = [*self._run.events(), *self._ledger.unwritten(), self._restart()] if self._head else []
+        events = [*self._events(), *self._ledger.unwritten(), self._restart()] if self._head else []
         facts = Facts(
             Moment.ranks_failed, self._limit, budget(events), self._reason(), self._failure, fatal_exit=fatal_exit
         )
@@ -72,6 +72,12 @@ class RestartPolicy:
             print(f"giving up: {decision.why}", flush=True)
         self.exit_code = self.exit_code or decision.exit_code
         return decision
+
+    def _events(self) -> list[dict[str, Any]]:
+        """None on a mount that is away: an old count must not end the run now."""
+        with contextlib.suppress(OSError):
+            return self._run.events()
+        return []
 
     def _restart(self) -> dict[str, Any]:
         """The ledger's line for the restart that is due."""

@@ -1,5 +1,6 @@
 """What an agent does about its node's data before and while ranks train."""
 
+import errno
 import json
 import os
 import shutil
@@ -238,3 +239,35 @@ def test_nodes_exchange_files(make: Make, tmp_path: Path) -> None:
     done = {event["node"]: event for event in events(first, "stage_done")}
     assert done["n1"]["bytes_from_peers"] == 0
     assert done["n2"]["bytes_from_peers"] == done["n2"]["bytes"] > 0
+
+
+def test_what_the_other_nodes_must_know_is_said_once_there_is_room(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = make()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_json", full)
+        assert prepare(data) is None
+        data.poll()
+    record = run_of(data).attempt_dir(0) / "n1.data.json"
+    assert not record.exists() and capsys.readouterr().out.count("could not write") == 1
+    data.poll()
+    assert json.loads(record.read_text())["problem"] is None
+
+
+def test_a_node_that_can_not_be_excluded_on_a_full_disk_still_says_what_is_wrong(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: RunFolder, name: str, why: str) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = make(nodes=("n1", "n2"))
+    shutil.rmtree(tmp_path / "tokens")
+    write_json(run_of(data).attempt_dir(0) / "n2.data.json", {"time": 0.0, "problem": None})
+    monkeypatch.setattr(RunFolder, "exclude_node", full)
+    unready = prepare(data)
+    assert unready is not None and "tokens" in unready.why
+    assert events(data, "node_excluded") == [] and len(events(data, "data_unreadable")) == 1

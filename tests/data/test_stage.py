@@ -1,5 +1,6 @@
 """A stager and its status file."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import harness.run.files as files_module
 from harness.data import stage as module
 from harness.data import stage_copy
 from harness.data.check import resolve_eos
@@ -297,3 +299,24 @@ def test_the_tokenizer_is_staged_so_that_documents_end_where_they_did(web: Path,
     copies = open_source("web", files[0].copy.parent)
     assert resolve_eos(data, [copies]) == 7
     assert (len(copies.files), copies.tokens) == (4, 800_000)
+
+
+def test_a_disk_with_no_room_for_the_status_stops_no_copy(web: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last status, for which the agent waits, is tried until there is room."""
+    failed: list[StageState] = []
+    real = module.write_status
+
+    def full(path: Path, status: StageStatus) -> None:
+        if not status.over or StageState.done not in failed:
+            failed.append(status.state)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, status)
+
+    monkeypatch.setattr(module, "write_status", full)
+    monkeypatch.setattr(files_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files_module, "MOST_PAUSE_SECONDS", 0.0)
+    ours = stager(web)
+    assert ours.run().state is StageState.done and failed[-1] is StageState.done
+    assert copies(web) == contents(web)
+    written = read_status(ours._status_path)
+    assert written is not None and written.state is StageState.done

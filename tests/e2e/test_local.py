@@ -1,5 +1,6 @@
 """The same code path on this machine, without Slurm: follow, a hang, a taken port, a second launch."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.checkpoint.folders import complete_steps
+from harness.observe.board import Board
+from harness.run.attempt import read_outcome
 from tests.e2e.runs import Bench, Run
+from tests.filling import full_disk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -28,6 +33,12 @@ def undisturbed(local: Bench) -> dict[int, float]:
     result = local.launch("undisturbed", *TWO_RANKS, "follow=true")
     assert "step 24/24" in result.stdout and "run undisturbed finished: all 24 steps are done" in result.stdout
     return local.run("undisturbed").losses()
+
+
+def _board_of(run: Run) -> Board:
+    """That of rank 0, in the folder of the run's agent, which its name says by a digest of the run's path."""
+    digest = hashlib.blake2b(str(run.folder.path.resolve()).encode(), digest_size=6).hexdigest()
+    return Board.open_for_read(next(Path("/dev/shm").glob(f"harness-*-{digest}-*/rank-00000.board")))
 
 
 def _rank_pids(run: Run) -> list[int]:
@@ -68,6 +79,31 @@ def test_a_hang_is_broken_and_the_losses_stay_the_same(local: Bench, undisturbed
     assert [event["reason"] for event in run.events("restart")] == ["hang"]
     log = (run.folder.attempt_dir(0) / f"{socket.gethostname()}.log").read_text()
     assert "stacks of all ranks follow" in log and 'File "' in log
+
+
+def test_a_full_disk_costs_no_step_and_no_line(local: Bench, undisturbed: dict[int, float], tmp_path: Path) -> None:
+    """Ledger, metrics, checkpoints and the log all lie on it."""
+    with full_disk(tmp_path / "runs", kilobytes=100_000) as disk:
+        bench = Bench(disk.folder, local.tokens, local.env)
+        bench.launch("full", *TWO_RANKS)
+        run = bench.run("full")
+        run.wait(lambda: bool(run.events("checkpoint")), "the first checkpoint", 120)
+        disk.fill()
+        run.wait(lambda: _board_of(run).get("lines_waiting") >= 5, "lines that wait", 60)
+        screen = subprocess.run(
+            [sys.executable, "-m", "harness.status", "full", "--runs-dir", str(disk.folder)],
+            env=local.env, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "FULL (0 B free)" in screen and "running" in screen
+        disk.free()
+        run.wait_for_end()
+        assert run.losses() == undisturbed
+        assert run.events("restart") == [] and complete_steps(run.folder.checkpoints_dir)[0] == 24
+        gap = next(event for event in run.events("disk_full") if event["file"] == "metrics.jsonl")
+        assert gap["late"] >= 5 and gap["lost"] == 0 and gap["since"] < gap["until"]
+        assert read_outcome(run.folder, 0).state == "finished"  # type: ignore[union-attr]
+        log = (run.folder.attempt_dir(0) / f"{socket.gethostname()}.log").read_text()
+        assert "can be written again" in log and "finished: all 24 steps are done" in log
 
 
 def test_a_second_launch_while_it_runs_is_refused(local: Bench, undisturbed: dict[int, float]) -> None:
