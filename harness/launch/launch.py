@@ -269,7 +269,7 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
         state = submit.is_active(run, previous.cluster.kind, job_id)
         if state:
             if state == "PENDING":
-                state = _pending_with_edits(config, run, job_id)
+                state = _pending_with_edits(config, previous, run, job_id)
             stop = f"scancel {job_id}" if previous.cluster.kind is ClusterKind.slurm else f"kill {job_id}"
             raise LaunchError(
                 [f"run.name={run.name}: already {state.lower()} as job {job_id}; follow it with `python -m harness.status {run.name}`, "
@@ -291,9 +291,12 @@ def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[o
     return recorded(differences)
 
 
-def _pending_with_edits(config: RootConfig, run: RunFolder, job_id: str) -> str:
+def _pending_with_edits(config: RootConfig, previous: RootConfig, run: RunFolder, job_id: str) -> str:
     """Launching a pending run again applies what was edited in excluded_nodes.json and cluster.exclude."""
-    excluded = apply_exclusions(config, run, job_id)
+    if previous.cluster.exclude != config.cluster.exclude:
+        previous.cluster.exclude = config.cluster.exclude
+        run.save_config(previous)
+    excluded = apply_exclusions(previous, run, job_id)
     return (
         "pending" if excluded is None else f"pending, and its excluded nodes are now {', '.join(excluded) or 'none'},"
     )

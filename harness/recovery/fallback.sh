@@ -1,10 +1,11 @@
 # Reached if Python, or the harness, could not even start on this host (no virtual environment here, a broken mount, out of
-# memory). The host is to blame, so the job goes back into the queue without it, a few times in a row at most.
+# memory), or was killed. The job goes back into the queue, without the host if that is to blame, a few times in a row at most.
 harness_fallback() {
   local status=$1 run=$2 limit=$3 host=$SLURMD_NODENAME job=$SLURM_JOB_ID start=${SLURM_RESTART_COUNT:-0}
-  local why shown partition excluded tries left
+  local why bad shown partition excluded tries left
   trap '' TERM # requeueing ends this script too, and the exclusion comes after it
-  why="the harness could not start on $host (status $status)"
+  why="the harness could not start on $host (status $status)" bad="\"$host\""
+  [ "$status" -ne 137 ] || why="the harness was killed on $host (SIGKILL)" bad="" # the host is well
   echo "$why"
   until shown=$(scontrol --oneliner show job "$job"); do sleep 5; done
   case "$shown" in
@@ -17,8 +18,8 @@ harness_fallback() {
       "$(date +%s)" "$host" "$why" "$tries" >>"$run/events.jsonl"
     exit 67
   fi
-  printf '{"time": %s, "event": "restart", "attempt": null, "step": null, "node": "%s", "reason": "unknown", "how": "batch script", "why": "%s", "starts": "%s.%s", "bad_nodes": ["%s"]}\n' \
-    "$(date +%s)" "$host" "$why" "$job" $((start + 1)) "$host" >>"$run/events.jsonl"
+  printf '{"time": %s, "event": "restart", "attempt": null, "step": null, "node": "%s", "reason": "unknown", "how": "batch script", "why": "%s", "starts": "%s.%s", "bad_nodes": [%s]}\n' \
+    "$(date +%s)" "$host" "$why" "$job" $((start + 1)) "$bad" >>"$run/events.jsonl"
   partition=$(sed -n 's/.* Partition=\([^ ]*\).*/\1/p' <<<"$shown")
   excluded=$(sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' <<<"$shown")
   case "$excluded" in "" | "(null)") excluded=$host ;; *) excluded=$excluded,$host ;; esac
@@ -27,7 +28,7 @@ harness_fallback() {
     sleep 5
     case $(scontrol --oneliner show job "$job") in *" JobState=RUNNING "*) ;; *) break ;; esac
   done
-  [ "$left" -lt "$SLURM_JOB_NUM_NODES" ] || scontrol update jobid="$job" excnodelist="$excluded"
+  [ -z "$bad" ] || [ "$left" -lt "$SLURM_JOB_NUM_NODES" ] || scontrol update jobid="$job" excnodelist="$excluded"
   scontrol update jobid="$job" starttime=now+$((10 * (tries + 1)))
   exit 70
 }

@@ -65,6 +65,14 @@ def test_the_job_goes_on_without_this_host(tmp_path: Path) -> None:
     )
 
 
+def test_a_host_on_which_python_was_killed_is_not_to_blame(tmp_path: Path) -> None:
+    host = Host(tmp_path, job())
+    assert host.fall_back(status=137).returncode == 70
+    assert "requeue 7" in host.asked.read_text() and "excnodelist" not in host.asked.read_text()
+    (event,) = host.ledger()
+    assert event["bad_nodes"] == [] and event["why"] == "the harness was killed on n1 (SIGKILL)"
+
+
 def test_what_is_excluded_already_stays_excluded(tmp_path: Path) -> None:
     host = Host(tmp_path, job(excluded="n3"), nodes="n1 n2 n3 n4")
     host.fall_back()
