@@ -78,6 +78,15 @@ def _read(path: Path, modified_ns: int, inode: int) -> TokenizerFacts:
     return TokenizerFacts(path, size, eos, ids.get(eos) if eos else None, identity.hexdigest(), added)
 
 
+def text_of_ids(path: Path) -> dict[int, str]:
+    """Id -> what the vocabulary of a tokenizer.json has for it, added tokens left out. Raises DataError when it is none."""
+    read_tokenizer(path)
+    vocab = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    if isinstance(vocab, dict):
+        return {number: text for text, number in vocab.items()}
+    return {number: text for number, (text, _) in enumerate(vocab)}
+
+
 def copy_templates(source: Path, target: Path) -> None:
     """Copy the chat templates beside a tokenizer, if it has any, into the folder `target`. Raises OSError."""
     for name in (TEMPLATE, "chat_template.json"):

@@ -22,6 +22,7 @@ from harness.data.origins import is_url
 from harness.data.packing import PackingMissing
 from harness.data.stage import make_stage_folder
 from harness.launch.record import config_hash, new_run_id, provenance
+from harness.launch.starting import starting_problems, starting_remarks
 from harness.optim.schedule import Curve
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.recovery.requeue import apply_exclusions
@@ -75,7 +76,7 @@ def plan_for(config: RootConfig) -> Plan:
         *map(_repeated, often.items()),
         *_not_used(config),
         *_going_back(config, run, choice),
-        *_starting_remarks(config, run),
+        *starting_remarks(config, run),
     ]
     return dataclasses.replace(plan, **seen, warnings=notes)
 
@@ -142,18 +143,6 @@ def _going_back(config: RootConfig, run: RunFolder, choice: rewind.Choice) -> li
     return notes
 
 
-def _starting_remarks(config: RootConfig, run: RunFolder) -> list[str]:
-    """What of the folder that a new run starts from is passed over or changed."""
-    if config.model.init_from is None or run.has_checkpoints():
-        return []
-    from harness.model.starting_model import FolderConfigError, remarks
-
-    try:
-        return remarks(config.model)
-    except FolderConfigError:
-        return []  # `readiness` says that there is no such folder
-
-
 def readiness(config: RootConfig) -> list[str]:
     """Problems that only this machine shows: data or checkpoints that are not there, Slurm that is not installed."""
     train = config.train
@@ -165,10 +154,7 @@ def readiness(config: RootConfig) -> list[str]:
         problems.append(rewind.no_way_back(run.checkpoints_dir, choice, lineage_of(config), Curve.of(config)))
     if problem := rewind.other_order(run.checkpoints_dir, choice):
         problems.append(problem)
-    if config.model.init_from and not run.has_checkpoints():
-        from harness.model.load import weight_problems
-
-        problems += weight_problems(config.model)
+    problems += starting_problems(config, run, problems)
     if config.cluster.kind is ClusterKind.slurm:
         try:
             slurm.check_controller()
