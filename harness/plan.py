@@ -8,6 +8,7 @@ from harness.config.layout import layout
 from harness.config.schema import ActivationCheckpoint, Decay, Packing, RootConfig
 from harness.model.family import FLOPS_FORMULA, flops_per_token, parameters
 from harness.model.memory import FP32, choose, memory_parts
+from harness.model.rope_scaling import rope_remark
 from harness.text import bytes_text, count_text, duration_text
 
 LEAST_WASTE = 5e-5
@@ -69,6 +70,7 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
     seconds = left / rate if rate else None
     parts = _memory_parts(config)
     checkpoint = checkpoint_bytes(config)
+    rope = rope_remark(config.model.rope_scaling, config.data.seq_len, config.data.document_mask)
     keep = config.checkpoint.keep
     before_decay = bool(config.schedule.decay_steps) and config.schedule.decay is not Decay.constant
     return Plan(
@@ -98,7 +100,7 @@ def make_plan(config: RootConfig, expected_tokens_per_second: float | None = Non
         gpu_hours=seconds / 3600 * gpus if seconds is not None and gpus else None,
         arrival=time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds)) if seconds is not None else None,
         packing=config.data.packing.value,
-        warnings=list(shape.remarks),
+        warnings=[*shape.remarks, *([rope] if rope else [])],
     )
 
 

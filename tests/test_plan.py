@@ -74,3 +74,18 @@ def test_rendered_plan_names_the_figures_that_matter() -> None:
     text = render_plan(make_plan(config("smol3b")))
     for figure in ("3,075,098,624", "11.14 T", "384 GPUs", "36.9 GB", "13,800 per GPU", "GPU-hours"):
         assert figure in text
+
+
+def test_documents_that_are_trained_with_other_positions_than_transformers_takes_are_a_warning() -> None:
+    factors = "[" + ",".join(["1.0"] * 16) + "]"
+    scaling = [
+        "model.rope_scaling.rope_type=longrope", f"model.rope_scaling.short_factor={factors}",
+        f"model.rope_scaling.long_factor={factors}", "data.seq_len=256",
+    ]  # fmt: skip
+    beyond = make_plan(config("tiny", *scaling, "model.rope_scaling.original_max_position_embeddings=128"))
+    assert (
+        "warning    model.rope_scaling: sequences of data.seq_len=256 are trained with the long factors"
+        in render_plan(beyond)
+    )
+    within = make_plan(config("tiny", *scaling, "model.rope_scaling.original_max_position_embeddings=256"))
+    assert "long factors" not in render_plan(within)

@@ -35,10 +35,20 @@ LISTS = ("short_factor", "long_factor")
 
 
 def depends_on_length(scaling: Mapping[str, Any]) -> bool:
-    """Whether `model.max_position_embeddings` changes what the model computes within it."""
-    kind = scaling.get("rope_type")
-    needs_factor = kind == "yarn" or (kind == "longrope" and scaling.get("attention_factor") is None)
-    return kind == "dynamic" or (needs_factor and scaling.get("factor") is None)
+    """Whether `model.max_position_embeddings` has a part in the scaling, in any version of transformers: those before 5 have
+    the factor of yarn and longrope from it."""
+    return scaling.get("rope_type") in ("dynamic", "yarn", "longrope")
+
+
+def rope_remark(scaling: Mapping[str, Any], seq_len: int, document_mask: bool) -> str | None:
+    """What a user should know of how rotary positions are scaled in training."""
+    first = scaling.get("original_max_position_embeddings")
+    if scaling.get("rope_type") != "longrope" or not document_mask or not first or seq_len <= first:
+        return None
+    return (
+        f"model.rope_scaling: sequences of data.seq_len={seq_len} are trained with the long factors throughout, documents up to "
+        f"{first} tokens too, for which transformers takes the short ones"
+    )
 
 
 def rope_problems(scaling: Mapping[str, Any], head_dim: int) -> Iterator[str]:

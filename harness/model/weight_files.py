@@ -14,7 +14,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
-NO_WEIGHT = re.compile(r"(.*\.)?rotary_emb\.inv_freq|.*\.(masked_bias|attn\.bias)")
+NO_WEIGHT = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
 """Buffers that older versions of transformers saved with the weights, and that today's compute."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -60,12 +60,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _placed(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that should hold it."""
+    """Tensor name -> the file that should hold it. As in transformers, a single file goes before an index."""
     index = folder / INDEX
-    if not index.exists():
-        if not (folder / SINGLE).is_file():
-            raise WeightFilesError(_what_is_there(folder))
+    if (folder / SINGLE).is_file():
         return dict.fromkeys(_header(folder / SINGLE), folder / SINGLE)
+    if not index.exists():
+        raise WeightFilesError(_what_is_there(folder))
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         placed = {str(name): folder / str(file) for name, file in weight_map.items()}

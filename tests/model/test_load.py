@@ -155,6 +155,15 @@ def test_folders_without_readable_weights_say_what_they_have(tmp_path: Path) -> 
         assert message in only_problem(tiny_model(init_from=str(folder)))
 
 
+def test_one_file_goes_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    model = saved(tmp_path, shards=True)
+    saved(tmp_path / "one")
+    shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path)
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    assert weight_problems(model) == []
+
+
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     model = saved(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -178,7 +187,8 @@ def test_buffers_of_old_checkpoints_are_passed_over(tmp_path: Path) -> None:
     model = saved(tmp_path)
     file = tmp_path / "model.safetensors"
     old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(4)}
-    save_file({**load_file(file), **old, "model.rotary_emb.inv_freq": torch.ones(8)}, file)
+    more = {"model.rotary_emb.inv_freq": torch.ones(8), "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(8)}
+    save_file({**load_file(file), **old, **more}, file)
     assert weight_problems(model) == []
     load_weights(whole(model), tmp_path)
 
