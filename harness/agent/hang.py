@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from harness.observe.board import Activity, Board, RankState
+from harness.observe.board import Activity, Board
 from harness.system.processes import Process
 
 STACK_SECONDS = 3.0
@@ -21,6 +21,7 @@ TEXT = {
     Activity.validating: "validating",
     Activity.saving: "saving a checkpoint",
     Activity.recording: "writing a profile",
+    Activity.ending: "ending",
 }
 
 
@@ -58,11 +59,8 @@ class HangWatch:
         return [process.pid for process in doomed if _send(process, signal.SIGKILL)]
 
     def _working(self, boards: list[Board]) -> list[Board]:
-        return [
-            board
-            for board in boards
-            if board.get("state") < RankState.stopped and board.process not in self._killed and board.process.alive
-        ]
+        # ranks that have finished too, until they are gone: parting from the others may hang as well
+        return [board for board in boards if board.process not in self._killed and board.process.alive]
 
     def _silence(self, board: Board) -> float:
         return self._clock() - board.get("progress_time")

@@ -1,6 +1,7 @@
 """manifest.json: what a checkpoint consists of, and which run it belongs to. Written last. Imports no torch."""
 
 import dataclasses
+import errno
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ _BLOCK = 8 * 2**20
 
 ABOUT_THE_BEGINNING = ("model.init_from", "model.init_from_changes")
 """Say where the run began; once it has a checkpoint they change nothing."""
+
+
+AWAY = frozenset(
+    {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
+"""Why a file can't be read now, and will be: its mount is away, or this process is short of something."""
 
 
 class CorruptCheckpoint(Exception):
@@ -72,6 +79,7 @@ class Manifest:
         try:
             found = read_json(folder / NAME)
         except (OSError, ValueError) as error:
+            not_if_away(error)
             raise CorruptCheckpoint(f"{NAME} can't be read: {error}") from error
         if found is None:
             raise CorruptCheckpoint(f"{NAME} is missing")
@@ -133,6 +141,12 @@ def _flatten(prefix: str, value: Any) -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in _flatten(f"{prefix}.{key}", item).items()}
 
 
+def not_if_away(error: BaseException) -> None:
+    """Raise `error` itself if it says nothing about the checkpoint: to pass over a good one would cost its steps."""
+    if isinstance(error, OSError) and error.errno in AWAY:
+        raise error
+
+
 def describe_file(path: Path) -> FileRecord:
     """Size and checksum of a file. Raises OSError."""
     return FileRecord(path.name, path.stat().st_size, crc32(path))
@@ -156,6 +170,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         try:
             size = (folder / record.name).stat().st_size
         except OSError as error:
+            not_if_away(error)
             raise CorruptCheckpoint(f"{record.name}: {error.strerror}") from error
         if size != record.size:
             raise CorruptCheckpoint(f"{record.name} has {size} bytes instead of {record.size}")
@@ -166,6 +181,7 @@ def check_file(folder: Path, record: FileRecord) -> None:
     try:
         found = crc32(folder / record.name)
     except OSError as error:
+        not_if_away(error)
         raise CorruptCheckpoint(f"{record.name}: {error.strerror}") from error
     if found != record.crc32:
         raise CorruptCheckpoint(f"{record.name} is damaged: CRC-32 {found:08x} instead of {record.crc32:08x}")

@@ -17,6 +17,7 @@ from harness.checkpoint.manifest import (
     check_file,
     check_sizes,
     differences,
+    not_if_away,
     whole_identity,
 )
 from harness.checkpoint.reports import Reports
@@ -184,6 +185,7 @@ def _read(folder: Path, state: State, metadata: Metadata, group: dist.ProcessGro
         dcp_load(state, storage_reader=TensorReader(folder, metadata), planner=planner, process_group=group)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
+        not_if_away(cause)
         return f"rank {rank}: {type(cause).__name__}: {cause}"
     return None
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from harness.checkpoint.manifest import CorruptCheckpoint
+from harness.checkpoint.manifest import CorruptCheckpoint, not_if_away
 
 METADATA = ".metadata"
 _ALLOWED = {
@@ -62,6 +62,7 @@ def read_metadata(folder: Path, files: Collection[str]) -> Metadata:
     except CorruptCheckpoint:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
+        not_if_away(error)
         raise CorruptCheckpoint(f"{METADATA} can't be read: {error!r}") from error
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
         raise CorruptCheckpoint(f"{METADATA} does not describe a checkpoint")

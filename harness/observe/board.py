@@ -61,6 +61,8 @@ class Activity(IntEnum):
     """Writing a checkpoint, copying what a save in the background writes, or waiting for room for the last one."""
     recording = 7
     """A profile or memory snapshot that somebody has asked for."""
+    ending = 8
+    """All is saved; what is left is to part from the other ranks and to exit."""
 
 
 SCALARS = (

@@ -248,6 +248,7 @@ class Loop:
 
     def _end(self) -> None:
         t = self._t
+        t.board.begin(Activity.ending)
         t.clock.charge(idle_phases(t.stepper.seconds(self._last_end, t.stepper.mark()), t.clock.take()))
         state, event, why = RankState.finished, "finished", {}
         line = f"finished: all {self._steps} steps are done and saved"

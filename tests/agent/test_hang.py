@@ -107,8 +107,17 @@ def test_a_start_that_hangs_is_found(board: Board, state: RankState) -> None:
     assert watch(1601).hung([board])
 
 
-def test_ranks_that_have_ended_do_not_hang(board: Board) -> None:
+def test_a_rank_that_has_finished_and_does_not_exit_is_found(board: Board) -> None:
     board.set("state", RankState.finished)
+    at(board, Activity.ending)
+    assert not watch(1599).hung([board])
+    assert watch(1601).hung([board])
+
+
+def test_ranks_that_have_exited_do_not_hang(board: Board) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    board.set("pid", child.pid)
     assert not watch(9999).hung([board])
     assert not watch(9999).hung([])
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from harness.checkpoint import folders
+from harness.checkpoint import manifest as manifest_module
 from harness.checkpoint.manifest import Manifest
 from harness.checkpoint.reports import Reports
 from harness.checkpoint.restore import CannotResume, restore
@@ -99,6 +100,25 @@ def test_corrupt_newest_is_passed_over_and_made_again(kind: str, alone: Alone) -
     manifest, found = read(alone)
     assert manifest is not None and manifest.step == 2
     assert_same(found, state_of(2.5))
+
+
+@pytest.mark.parametrize("name", ["read_json", "crc32"])
+def test_a_mount_that_is_away_is_no_damage(name: str, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank fails and starts again; passing over the newest checkpoint would do its steps anew."""
+
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    saver = alone.saver()
+    for step in (1, 2):
+        saver.save(state_of(step), step, step)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest_module, name, stale)
+        with pytest.raises(OSError, match="Stale file handle"):
+            read(alone)
+    assert ("checkpoint_corrupt", 2) not in alone.events()
+    manifest, _ = read(alone)
+    assert manifest is not None and manifest.step == 2
 
 
 def test_sizes_are_checked_even_without_verification(alone: Alone) -> None:
