@@ -32,6 +32,10 @@ class SlurmError(Exception):
     """A Slurm command is missing, failed or did not answer; the message says which and what Slurm said."""
 
 
+class NoClient(SlurmError):
+    """This machine has no Slurm."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One job as the controller sees it."""
@@ -82,14 +86,15 @@ def run(*command: str) -> str:
 
 def _require(command: str) -> None:
     if shutil.which(command) is None:
-        raise SlurmError(
-            f"{command} is not on PATH: this machine has no Slurm client. Launch from a login node, or use cluster=local"
-        )
+        raise NoClient(f"{command} is not on PATH: this machine has no Slurm client")
 
 
 def check_controller() -> None:
     """Raises SlurmError where sbatch is missing or no controller answers: sbatch itself would wait for minutes."""
-    _require("sbatch")
+    try:
+        _require("sbatch")
+    except NoClient as error:
+        raise NoClient(f"{error}. Launch from a login node, or use cluster=local") from error
     try:
         answer = run("scontrol", "ping")
     except SlurmError as error:

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 
 def bytes_text(size: float) -> str:
     """`36.9 GB`, decimal units."""
@@ -19,6 +21,8 @@ def count_text(count: float) -> str:
 
 def duration_text(seconds: float) -> str:
     """`24 d 8 h`, `3 h 20 min`, `4 min 10 s`, `12 s`."""
+    if not math.isfinite(seconds):
+        return "unknown time"
     whole = round(seconds)
     days, hours, minutes = whole // 86400, whole % 86400 // 3600, whole % 3600 // 60
     if days:

@@ -22,9 +22,9 @@ from harness.config.schema import RootConfig
 from harness.observe.board import Board, RankState
 from harness.recovery.start import Refused, begin
 from harness.run.attempt import Attempt, Outcome, log_path, write_end, write_outcome
-from harness.run.exit_codes import MEANING, NONFINITE, NOT_RETRIED, OK
+from harness.run.exit_codes import CONFIG, MEANING, NONFINITE, NOT_RETRIED, OK
 from harness.run.files import keep_trying
-from harness.run.folder import RunFolder
+from harness.run.folder import RunFolder, RunFolderError
 from harness.run.journal import lines_waiting
 from harness.run.node import Node, this_node
 from harness.system.output import keep_printing
@@ -45,7 +45,11 @@ def run_agent(run_path: str) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run = RunFolder(Path(run_path))
-    config = run.load_config()
+    try:
+        config = run.load_config()
+    except RunFolderError as error:
+        print(error, flush=True)
+        return CONFIG
     node = this_node()
     if not node.on_slurm:  # there the batch script has done it, once for all nodes
         try:

@@ -17,10 +17,11 @@ from harness.data.reach import unreachable
 from harness.data.stage_status import StageState, StageStatus, read_status, status_path
 from harness.run.attempt import Attempt
 from harness.run.exit_codes import CONFIG, OK
-from harness.run.files import read_json, write_json
+from harness.run.files import write_json
 from harness.run.folder import RunFolder
 from harness.run.node import Node
 from harness.run.parent import die_with
+from harness.run.records import read_sound
 
 REACH_SECONDS = 60.0
 OTHERS_SECONDS = 10.0
@@ -46,6 +47,13 @@ class _Record:
     """It can read it."""
     problem: str | None
     """What is wrong with it; empty: nothing, it has all that it needs; None: it has not come so far."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """NODE.data.json: see `_Record`."""
+
+    problem: str | None
 
 
 class NodeData:
@@ -214,8 +222,5 @@ class NodeData:
             self._unsaid, self._mute = None, False
 
     def _record(self, node: str) -> _Record:
-        try:
-            record = read_json(self._path(node))
-        except (OSError, ValueError):
-            record = None
-        return _Record(False, None) if record is None else _Record(not record["problem"], record["problem"])
+        said = read_sound(self._path(node), _Said)
+        return _Record(False, None) if said is None else _Record(not said.problem, said.problem)

@@ -3,6 +3,7 @@
 import socket
 
 from harness.run.attempt import Attempt, claim, wait_for
+from harness.run.damage import damages
 from harness.run.files import keep_trying
 from harness.run.folder import RunFolder, RunFolderError
 from harness.run.node import Node
@@ -20,6 +21,10 @@ def join_attempt(run: RunFolder, node: Node) -> Attempt:
     run.ledger(attempt.number, node.name).write(
         "attempt_start", step=run.last_step(), job_id=node.job_id, nodes=node.nodes, reason=_reason(run, node)
     )
+    for damage in damages(run):
+        run.ledger(attempt.number, node.name).write(
+            "damaged_file", file=damage.path.name, why=f"{damage.why}. {damage.fix}"
+        )
     return attempt
 
 

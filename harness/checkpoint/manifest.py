@@ -92,9 +92,19 @@ class Manifest:
             known = found.pop("identity")
             if "model.model_type" in known:
                 known = {**_model_defaults(), **known}
-            return cls(identity=known, files=files, skips=skips, changes=changes, **found)
-        except (TypeError, KeyError, AttributeError, ValueError, DataError) as error:
+            return _checked(cls(identity=known, files=files, skips=skips, changes=changes, **found))
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, DataError) as error:
             raise CorruptCheckpoint(f"{NAME} is not complete: {error!r}") from error
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Raises TypeError for fields of another type: people copy and edit checkpoints."""
+    counts = (manifest.step, manifest.tokens, manifest.world_size, manifest.attempt)
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+        raise TypeError("step, tokens, world_size and attempt must be whole numbers")
+    if not isinstance(manifest.identity, dict) or not isinstance(manifest.time, int | float):
+        raise TypeError("identity must be an object and time a number")
+    return manifest
 
 
 def identity(config: RootConfig, data_definition: Mapping[str, Any]) -> dict[str, Any]:

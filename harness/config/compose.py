@@ -21,7 +21,7 @@ from harness.config.keys import convert, no_such_key, shown, type_of, unknown_ke
 from harness.config.names import name_problem
 from harness.config.overrides import CONF_DIR, available, is_group, list_hint, parse, value_of
 from harness.config.schema import UNSET, RootConfig
-from harness.config.yaml_text import YamlError, load_yaml
+from harness.config.yaml_text import YamlError, read_yaml
 
 TOKEN_SOURCES = ("data.sources.", "data.validation.")
 """Where users name token files of their own."""
@@ -85,20 +85,18 @@ class _TypedSource(FileConfigSource):
         try:
             with path.open(encoding="utf-8", errors="replace") as f:
                 header = self._get_header_dict(f.read(512))
-            config = _typed(load_yaml(path), config_path, header.get("package"), path)
+            config = _typed(read_yaml(path), config_path, header.get("package"), path)
         except (YamlError, OSError) as error:
             raise HydraException(str(error)) from error
         return ConfigResult(config=config, path=f"typed://{self.path}", provider=self.provider, header=header)
 
 
-def _typed(content: DictConfig, config_path: str, package: str | None, path: Path) -> DictConfig:
+def _typed(values: dict[str, Any], config_path: str, package: str | None, path: Path) -> DictConfig:
     """What a config file says, as the schema has it. Raises YamlError that lists all that does not fit."""
     group = config_path.rpartition("/")[0].replace("/", ".")
     place = group if package is None else package.replace("_group_", group).replace("_global_", "")
     if type_of(place) is str:
         raise YamlError(f"{path}: its first line must be `# @package _global_`, as in conf/{group}")
-    values = OmegaConf.to_container(content)
-    assert isinstance(values, dict)
     defaults = {"defaults": values.pop("defaults")} if "defaults" in values else {}
     problems: list[str] = []
     converted = convert(values, place, problems)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 class YamlError(Exception):
@@ -38,22 +36,19 @@ _TextLoader.add_implicit_resolver(  # what OmegaConf writes for them, and float(
 )
 
 
-def load_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in `path`; empty for an empty file. Raises YamlError, and OSError where it can't be read."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
-        made = OmegaConf.create({} if content is None else content)
     except UnicodeDecodeError as error:
         raise YamlError(f"{path}: not a text file: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise YamlError(f"{path}: not YAML: {_sentence(error)}") from error
-    except OmegaConfBaseException as error:
-        raise YamlError(f"{path}: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise YamlError(f"{path}: nested too deeply") from error
-    if not isinstance(made, DictConfig):
+    if not isinstance(content, dict | None):
         raise YamlError(f"{path}: expected keys with values, got {type(content).__name__}")
-    return made
+    return {str(key): value for key, value in (content or {}).items()}
 
 
 def _sentence(error: yaml.YAMLError) -> str:

@@ -188,9 +188,9 @@ def _render_passage(passage: Passage) -> list[str]:
 
 
 def _load(run: str, runs_dir: Path) -> tuple[Path, RootConfig]:
-    from harness.run.folder import RunFolder, RunFolderError
+    from harness.run.folder import RunFolder, RunFolderError, find_run
 
-    folder = Path(run) if Path(run).is_dir() else runs_dir / run
+    folder = find_run(run, runs_dir)
     try:
         return folder, RunFolder(folder).load_config()
     except RunFolderError as error:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from harness.run.files import read_json, write_json
+from harness.run.files import write_json
+from harness.run.records import read_record
 from harness.text import bytes_text, duration_text
 
 
@@ -91,11 +92,5 @@ def write_status(path: Path, status: StageStatus) -> None:
 
 
 def read_status(path: Path) -> StageStatus | None:
-    """What the file says, None where there is none. Raises ValueError for another file."""
-    record = read_json(path)
-    if record is None:
-        return None
-    try:
-        return StageStatus(**{**record, "state": StageState(record["state"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no status of a stager: {error}") from None
+    """What the file says, None where there is none. Raises ValueError for another file, OSError if it can't be read."""
+    return read_record(path, StageStatus)

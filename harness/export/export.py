@@ -22,7 +22,7 @@ from harness.export.model_files import check_shapes, described, planned_shards, 
 from harness.export.weights import open_weights
 from harness.model.family import parameters
 from harness.run.files import fsync_folder
-from harness.run.folder import RunFolder
+from harness.run.folder import RunFolder, find_run
 from harness.text import bytes_text
 
 
@@ -80,7 +80,7 @@ def export(request: Request) -> Exported:
 
 
 def _find_run(name: str, runs_dir: Path) -> RunFolder:
-    path = Path(name) if Path(name).is_dir() else runs_dir / name
+    path = find_run(name, runs_dir)
     if not path.is_dir():
         names = sorted(found.parent.name for found in runs_dir.glob("*/config.yaml"))
         there_are = f"there are {', '.join(names)}" if names else "there are none"

@@ -22,14 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     # nothing heavy before this line: --help must answer at once
     from harness.config.errors import ConfigError
     from harness.launch.sweep import composed
-    from harness.run.folder import RunFolderError
 
     try:
         return _launch_all(composed(options.overrides, options.config_dir, options.multirun))
     except ConfigError as error:
         return _complain(error.problems, PROBLEM)
-    except RunFolderError as error:
-        return _complain([str(error)], ENVIRONMENT)
     except KeyboardInterrupt:
         print("\nleft; the run goes on", file=sys.stderr)
         return 130
@@ -76,21 +73,20 @@ def _launch_one(config: RootConfig) -> tuple[int, str]:
     """Exit code, and what became of the run in a word or two."""
     from harness import slurm
     from harness.cluster import submit
+    from harness.launch.errors import AlreadyFinished, LaunchError
     from harness.launch.follow import follow
-    from harness.launch.launch import AlreadyFinished, LaunchError, launch, plan_for, readiness, run_folder
+    from harness.launch.launch import launch, plan_for, readiness, refusal, run_folder
     from harness.plan import render_plan
+    from harness.run.folder import RunFolderError
 
     plan = plan_for(config)
     print(render_plan(plan))
     if config.dry_run:
         if config.cluster.kind is ClusterKind.slurm:
             print(f"\nBatch script\n{submit.batch_script(config, run_folder(config))}")
-        blockers = readiness(config)
+        blockers = [*refusal(config), *readiness(config)]
         if blockers:
-            print(
-                "\nTo be solved before it can be submitted from this machine:\n"
-                + "\n".join(f"  - {text}" for text in blockers)
-            )
+            print("\nFix these before submitting from this machine:\n" + "\n".join(f"  - {text}" for text in blockers))
         print("\nDry run: nothing was submitted.")
         return OK, "dry run"
     started = time.time()
@@ -101,7 +97,7 @@ def _launch_one(config: RootConfig) -> tuple[int, str]:
     except AlreadyFinished as done:
         print(f"\n{done}")
         return OK, "finished before"
-    except (slurm.SlurmError, submit.SubmissionError, OSError) as error:
+    except (slurm.SlurmError, submit.SubmissionError, RunFolderError, OSError) as error:
         return _complain([str(error)], ENVIRONMENT), "not launched"
     _report(launched)
     code = follow(config, launched.run, launched.job_id, started) if config.follow else OK

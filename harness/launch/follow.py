@@ -1,5 +1,6 @@
 """Prints what a run does, as it does it, until it ends. Leaving never touches the run."""
 
+import json
 import math
 import time
 from typing import Any
@@ -53,31 +54,36 @@ class _Printer:
         if state and state != self._state:
             print(f"job is {state.lower()}", flush=True)
         self._state = state
-        news = [(record["time"], step_line(record, self._steps)) for record in self._run.last_metrics(NEWEST_LINES)]
-        news += [(record["time"], validation_line(record)) for record in self._run.validations()]
-        news += [
-            (record["time"], event_line(record)) for record in self._run.events() if record["event"] not in QUIET_EVENTS
-        ]
-        for when, line in sorted(news):
-            if when > self._shown_until:
+        steps, events = self._run.last_metrics(NEWEST_LINES), self._run.events()
+        news = [(when(record), step_line(record, self._steps)) for record in steps]
+        news += [(when(record), validation_line(record)) for record in self._run.validations()]
+        news += [(when(record), event_line(record)) for record in events if record["event"] not in QUIET_EVENTS]
+        for moment, line in sorted(news):
+            if moment > self._shown_until:
                 print(line, flush=True)
-        self._shown_until = max([self._shown_until, *(when for when, _ in news)])
+        self._shown_until = max([self._shown_until, *(moment for moment, _ in news)])
+
+
+def when(record: dict[str, Any]) -> float:
+    """The record's Unix time; 0: it says none, as in a file that somebody has edited."""
+    return float(record.get("time") or 0.0)
 
 
 def step_line(record: dict[str, Any], steps: int) -> str:
     """`step 20/120  loss 5.321  4,012 tokens/s  lr 3.0e-03  1.02 s  1 min 42 s left`."""
-    left = (steps - record["step"]) * record["step_seconds"]
+    names = ("loss", "tokens_per_second", "grad_norm", "lr", "step_seconds")
+    loss, speed, grad_norm, lr, seconds = (_number(record.get(name)) for name in names)
     skipped = f"  SKIPPED: {record['skipped']}" if record.get("skipped") else ""
     return (
-        f"step {record['step']:,}/{steps:,}  loss {_number(record['loss']):.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
-        f"grad norm {_number(record['grad_norm']):.2f}  lr {record['lr']:.1e}  {record['step_seconds']:.2f} s/step  "
-        f"{duration_text(left)} left{skipped}"
+        f"step {record['step']:,}/{steps:,}  loss {loss:.4f}  {speed:,.0f} tokens/s  "
+        f"grad norm {grad_norm:.2f}  lr {lr:.1e}  {seconds:.2f} s/step  "
+        f"{duration_text((steps - record['step']) * seconds)} left{skipped}"
     )
 
 
 def validation_line(record: dict[str, Any]) -> str:
     """`step 20: validation loss 5.1234 (1.3 s)`."""
-    return f"step {record['step']:,}: validation loss {_number(record['loss']):.4f} ({record['seconds']:.1f} s)"
+    return f"step {record['step']:,}: validation loss {_number(record['loss']):.4f} ({_number(record.get('seconds')):.1f} s)"
 
 
 def event_line(record: dict[str, Any]) -> str:
@@ -85,12 +91,20 @@ def event_line(record: dict[str, Any]) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
     # what happened to a node is recorded by another
     subject = record.get("lost") or record.get("readmitted")
-    parts = [f"{clock} {record['event'].replace('_', ' ')}{f' {subject}' if subject else ''}"]
+    beginning = f"{clock} {record['event'].replace('_', ' ')}{f' {subject}' if subject else ''}"
+    try:
+        return _event_text(record, beginning, of_node=not subject)
+    except (TypeError, ValueError, AttributeError, OverflowError):  # a line that somebody has edited
+        return f"{beginning} {json.dumps(record)}"
+
+
+def _event_text(record: dict[str, Any], beginning: str, of_node: bool) -> str:
+    parts = [beginning]
     if record.get("reason"):
         parts.append(f"({record['reason']})")
     if record.get("step") is not None:
         parts.append(f"at step {record['step']:,}")
-    if record.get("node") and not subject:
+    if record.get("node") and of_node:
         parts.append(f"on {record['node']}")
     if record.get("bytes") is not None:
         parts.append(bytes_text(record["bytes"]))

@@ -1,11 +1,13 @@
 """Launches one composed config: checks it against this machine and the run's past, and submits its job."""
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +23,19 @@ from harness.data.order import SampleOrder, open_order, repeats
 from harness.data.origins import is_url
 from harness.data.packing import PackingMissing
 from harness.data.stage import make_stage_folder
+from harness.launch.errors import AlreadyFinished, LaunchError
+from harness.launch.past import damage_notes, previous_config, refuse_damage, refuse_other_model, refuse_running
 from harness.launch.record import config_hash, new_run_id, provenance
 from harness.launch.starting import starting_problems, starting_remarks
 from harness.optim.schedule import Curve
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.recovery.requeue import apply_exclusions
-from harness.run.files import read_json, write_json
-from harness.run.folder import RunFolder, config_as_dict
+from harness.run.files import write_json
+from harness.run.folder import RunFolder, RunFolderError, config_as_dict
 from harness.train.validation import EarlyStop
 
 MANY_REPEATS = 4
 """Times that a source is read through before the plan warns."""
-
-
-class LaunchError(Exception):
-    """The run can't be launched now. One sentence per problem: key, value and fix."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
-class AlreadyFinished(Exception):
-    """The run has come to its end; there is nothing to launch."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,8 @@ def run_folder(config: RootConfig) -> RunFolder:
 def plan_for(config: RootConfig) -> Plan:
     """The plan, with the speed that the run itself has measured where it has run before."""
     run = run_folder(config)
-    calibration = read_json(run.calibration_path) or {}
     choice = _checkpoints(config, run)
-    plan = make_plan(config, calibration.get("tokens_per_second"), max(choice.usable, default=0))
+    plan = make_plan(config, run.measured_speed(), max(choice.usable, default=0))
     seen = _seen_data(config)
     often = {name: times for name, times in seen.get("repeats", {}).items() if times > MANY_REPEATS}
     notes = [
@@ -75,6 +66,7 @@ def plan_for(config: RootConfig) -> Plan:
         *seen.pop("warnings", []),
         *map(_repeated, often.items()),
         *_not_used(config),
+        *damage_notes(run),
         *_going_back(config, run, choice),
         *starting_remarks(config, run),
     ]
@@ -209,8 +201,28 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
             )
         job_id = submit.submit(config, run)
         run.update_record(job_id=job_id)
-        run.ledger(None).write("submitted", step=resumes_from, job_id=job_id, config_hash=config_hash(values))
+        excluded = run.excluded_nodes()
+        kept_out = {"excluded": excluded} if excluded else {}  # the last good list, should an edit damage the file
+        run.ledger(None).write(
+            "submitted", step=resumes_from, job_id=job_id, config_hash=config_hash(values), **kept_out
+        )
     return Launched(job_id, run, resumes_from, changed)
+
+
+def refusal(config: RootConfig) -> list[str]:
+    """Why a launch of this config would not go on with the run of its name; empty: it would. Writes nothing."""
+    absolute = copy.deepcopy(config)
+    make_paths_absolute(absolute)
+    run = run_folder(absolute)
+    try:
+        _check_against_past(absolute, run, looks_only=True)
+    except LaunchError as error:
+        return error.problems
+    except (AlreadyFinished, RunFolderError) as error:
+        return [str(error)]
+    except slurm.SlurmError:
+        return []  # `readiness` says so
+    return []
 
 
 def make_paths_absolute(config: RootConfig) -> None:
@@ -245,24 +257,20 @@ def _launch_lock(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_against_past(config: RootConfig, run: RunFolder) -> dict[str, tuple[object, object]]:
+def _check_against_past(
+    config: RootConfig, run: RunFolder, looks_only: bool = False
+) -> dict[str, tuple[object, object]]:
     """Refuses what would start a run twice or resume it as another one. Returns the changes worth recording."""
-    record = run.record()
-    if not record:
+    refuse_damage(run)
+    if not run.record():
         return {}
-    previous = run.load_config()
-    if job_id := record.get("job_id"):
-        state = submit.is_active(run, previous.cluster.kind, job_id)
-        if state:
-            if state == "PENDING":
-                state = _pending_with_edits(config, previous, run, job_id)
-            stop = f"scancel {job_id}" if previous.cluster.kind is ClusterKind.slurm else f"kill {job_id}"
-            raise LaunchError(
-                [f"run.name={run.name}: already {state.lower()} as job {job_id}; follow it with `python -m harness.status {run.name}`, "
-                 f"end it with `{stop}`, or choose another run.name"]
-            )  # fmt: skip
+    previous = previous_config(run)
+    pending = partial(_pending_with_edits, config, previous, run) if previous and not looks_only else None
+    refuse_running(run, previous, config.cluster.kind, pending)
     choice = _checkpoints(config, run)
-    differences = changes(config_as_dict(previous), config_as_dict(config))
+    if previous is None:
+        refuse_other_model(run, config, choice.usable)
+    differences = changes(config_as_dict(previous), config_as_dict(config)) if previous else {}
     if choice.usable or choice.passed_over:
         newest = max(choice.usable + choice.passed_over)
         problems = refused(differences)

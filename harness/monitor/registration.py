@@ -9,6 +9,8 @@ LABELS = ("run", "attempt", "slurm_job_id", "node")
 """The only labels that a registration may set. Others could redirect Prometheus (`__address__`, `__scheme__`) or pass
 for another job's series (`job`)."""
 MAX_BYTES = 64 * 1024
+LATEST_LEASE = 1e11
+"""Unix seconds; no clock says so."""
 TARGET = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 
@@ -31,12 +33,12 @@ def parse_registration(content: bytes) -> Registration:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     lease = record.get("lease")
-    if isinstance(lease, bool) or not isinstance(lease, int | float):
+    if isinstance(lease, bool) or not isinstance(lease, int | float) or not abs(lease) < LATEST_LEASE:
         raise ValueError(f"lease is {lease!r}; a Unix time is needed")
     return Registration(_targets(record.get("targets")), _labels(record.get("labels")), float(lease))
 

@@ -57,7 +57,10 @@ class SpareCollector:
         text = "1: this spare node has a copy of all that the run needs"
         ready = GaugeMetricFamily("harness_stage_spare_ready", text, labels=["spare"])
         for path in sorted(self._folder.glob("*.json")):
-            status = read_status(path)
+            try:
+                status = read_status(path)
+            except (OSError, ValueError):  # one that is damaged must not hide the others
+                continue
             if path.stem not in self._nodes and status and time.time() - status.updated < FRESH_SECONDS:
                 ready.add_metric([path.stem], status.ready)
         yield ready

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from harness.config.check import check
 from harness.config.errors import ConfigError
-from harness.launch.launch import make_paths_absolute, plan_for
+from harness.launch.launch import make_paths_absolute, plan_for, run_folder
 from harness.model.composed import composed_run
 from harness.plan import Plan, plan_as_dict, render_plan
 from harness.preflight.finding import Finding, Subject
+from harness.run.damage import damages
 from harness.text import bytes_text, count_text
 
 
@@ -23,8 +24,13 @@ def check_config(overrides: list[str], config_dir: Path | None) -> tuple[Finding
         return Finding(count, failures=tuple(problems)), None
     make_paths_absolute(config)
     plan = plan_for(config)
+    damaged = tuple(str(damage) for damage in damages(run_folder(config)) if damage.refused)
     finding = Finding(
-        _headline(plan), warnings=tuple(plan.warnings), detail=render_plan(plan), facts={"plan": plan_as_dict(plan)}
+        _headline(plan),
+        failures=damaged,
+        warnings=tuple(plan.warnings),
+        detail=render_plan(plan),
+        facts={"plan": plan_as_dict(plan)},
     )
     return finding, Subject(config, plan, tuple(overrides), config_dir)
 

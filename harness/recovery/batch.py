@@ -48,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_job(run: RunFolder) -> int:
     """One start of the job, from its first instruction to its last; returns the batch script's exit status."""
-    config, node = run.load_config(), this_node()
+    try:
+        config, node = run.load_config(), this_node()
+    except RunFolderError as error:
+        print(error, flush=True)
+        return JOB_FAILED
     command = [sys.executable, "-u", "-m", "harness.agent", str(run.path)]
     steps = Steps(node.nodes, node.name, node.restart_count, cpus_per_node(config), command)
     signal.signal(signal.SIGTERM, partial(_ended_by_slurm, steps))

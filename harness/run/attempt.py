@@ -15,8 +15,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.run.files import read_json, write_json
+from harness.run.files import write_json
 from harness.run.folder import RunFolder
+from harness.run.records import read_sound
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ def claim(run: RunFolder, key: str, job_id: str, nodes: list[str], host: str, po
 
 
 def load(run: RunFolder, number: int) -> Attempt | None:
-    """The attempt's record, or None."""
-    record = read_json(run.attempt_dir(number) / "attempt.json")
-    return Attempt(**record) if record else None
+    """The attempt's record; None if there is none, or none that can be read."""
+    return read_sound(run.attempt_dir(number) / "attempt.json", Attempt)
 
 
 def wait_for(run: RunFolder, key: str) -> Attempt:
@@ -99,8 +99,8 @@ def write_outcome(run: RunFolder, number: int, outcome: Outcome) -> None:
 
 
 def read_outcome(run: RunFolder, number: int) -> Outcome | None:
-    record = read_json(run.attempt_dir(number) / "outcome.json")
-    return Outcome(**record) if record else None
+    """How the attempt ended; None: its head node has left no word, or none that can be read."""
+    return read_sound(run.attempt_dir(number) / "outcome.json", Outcome)
 
 
 def ending_text(run: RunFolder) -> str:

@@ -26,6 +26,14 @@ MOST_PAUSE_SECONDS = 15.0
 """Longest wait between two tries of `keep_trying`."""
 
 
+class DamagedFile(ValueError):
+    """A file that is not what it should be; the message says which and in what way."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path, self.why = path, why
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`: complete, on disk, or not at all. Raises OSError (disk full, no permission)."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -35,9 +43,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # a file system that has gone read-only keeps the draft
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # name the file that was meant
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_folder(path.parent)
 
@@ -48,11 +58,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`, or None where there is no such file. Raises ValueError for something else than JSON."""
+    """The JSON in `path`, or None if there is no such file. Raises DamagedFile for something else than JSON, or OSError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except json.JSONDecodeError as error:
+        empty = not error.doc.strip()
+        why = "is empty" if empty else f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise DamagedFile(path, why) from error
+    except UnicodeDecodeError as error:
+        raise DamagedFile(path, f"not JSON: byte {error.start} is not UTF-8") from error
+    except (RecursionError, ValueError) as error:  # also a number of thousands of digits
+        raise DamagedFile(path, "not JSON that anybody meant: nested too deeply, or with a number too long") from error
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
@@ -107,18 +125,15 @@ def keep_trying(
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole JSON object in `path`, in order; half a line left by a kill is passed over. No file: nothing."""
+    """Every whole JSON object in `path`, in order; half a line left by a kill is passed over. A file that is missing or
+    can't be read: nothing."""
     try:
-        f = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 (a generator closes it below)
-    except FileNotFoundError:
+        f = open(path, "rb")  # noqa: SIM115 (a generator closes it below)
+    except OSError:
         return
     with f:
         for line in f:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
+            if (record := _json_object(line)) is not None:
                 yield record
 
 
@@ -134,7 +149,7 @@ def tail_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
                 if start == 0 or len(lines) > count + 1:  # the first may be half a line
                     break
                 block *= 4
-    except FileNotFoundError:
+    except OSError:
         return []
     records = [record for line in lines if (record := _json_object(line)) is not None]
     return records[-count:]
@@ -151,17 +166,28 @@ def sample_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
                 if number:
                     f.readline()  # the rest of the line that we have landed in
                 records.append((f.tell(), f.readline()))
-    except FileNotFoundError:
+    except OSError:
         return []
     lines = [line for _, line in dict(records).items()]
     sampled = [record for line in lines if (record := _json_object(line)) is not None]
     return sampled + [record for record in tail_json_lines(path, 1) if record not in sampled]
 
 
+def count_bad_lines(path: Path, sound: Callable[[dict[str, Any]], bool]) -> int:
+    """Lines of `path` that hold no JSON object, or one that is not `sound`. 0 if it can't be read."""
+    try:
+        with open(path, "rb") as f:
+            return sum(
+                1 for line in f if line.strip() and ((record := _json_object(line)) is None or not sound(record))
+            )
+    except OSError:
+        return 0
+
+
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -1,6 +1,7 @@
 """The command line of `python -m harness.status`."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -27,10 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _find(name: str | None, runs_dir: Path) -> Path | None:
     """The named run's folder, or that of the newest launch."""
+    from harness.run.folder import find_run
+
     if name is not None:
-        return Path(name) if Path(name).is_dir() else runs_dir / name
-    records = sorted(runs_dir.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    return records[-1].parent if records else None
+        return find_run(name, runs_dir)
+    launched: list[tuple[float, Path]] = []
+    for record in runs_dir.glob("*/run.json"):
+        with contextlib.suppress(OSError):  # a link to nothing, or a run that is being removed
+            launched.append((record.stat().st_mtime, record.parent))
+    return max(launched)[1] if launched else None
 
 
 if __name__ == "__main__":

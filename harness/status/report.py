@@ -14,8 +14,9 @@ from harness.config.schema import RootConfig
 from harness.launch.follow import event_line
 from harness.monitor.client import Alert, PrometheusUnavailable, QueryError, connect
 from harness.run.attempt import ending_text, load
-from harness.run.files import read_json, sample_json_lines
+from harness.run.damage import damages
 from harness.run.folder import RunFolder
+from harness.run.records import read_sound
 from harness.status.disk import disk_problem
 from harness.text import ago_text, count_text, duration_text
 
@@ -56,6 +57,8 @@ class Status:
     disk: str | None = None
     """What is wrong with the run folder's disk."""
     events: list[dict[str, Any]] = field(default_factory=list)
+    damages: list[str] = field(default_factory=list)
+    """Files of the run that can't be read, and what to do."""
 
     @property
     def finished(self) -> bool:
@@ -75,7 +78,8 @@ def gather(run: RunFolder) -> Status:
     restarts: dict[str, int] = {}
     for event in events:
         if event["event"] == "restart":
-            restarts[event.get("reason", "unknown")] = restarts.get(event.get("reason", "unknown"), 0) + 1
+            reason = event.get("reason") or "unknown"
+            restarts[reason] = restarts.get(reason, 0) + 1
     return Status(
         run=run,
         config=config,
@@ -83,12 +87,11 @@ def gather(run: RunFolder) -> Status:
         job_id=run.record().get("job_id"),
         step=max([int(last.get("step", 0)), *steps]),
         last_step_time=last.get("time"),
-        tokens=int(last.get("tokens", 0)),
-        losses=[r["loss"] for r in sample_json_lines(run.metrics_path, CURVE_POINTS) if r["loss"] is not None],
+        tokens=last.get("tokens") or 0,
+        losses=[loss for line in run.sample_metrics(CURVE_POINTS) if (loss := line.get("loss")) is not None],
         validations=[record for record in run.validations() if record["loss"] is not None],
-        tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
-        expected_tokens_per_second=config.monitor.expected_tokens_per_second
-        or (read_json(run.calibration_path) or {}).get("tokens_per_second"),
+        tokens_per_second=_median([speed for line in metrics if (speed := line.get("tokens_per_second"))]),
+        expected_tokens_per_second=config.monitor.expected_tokens_per_second or run.measured_speed(),
         checkpoint_step=max(steps, default=None),
         checkpoint_time=saved[-1]["time"] if saved else None,
         restarts=restarts,
@@ -100,6 +103,7 @@ def gather(run: RunFolder) -> Status:
         monitoring=seen.where,
         disk=None if _state_is_over(events) else disk_problem(run.path, _checkpoint_bytes(run)),
         events=[event for event in events if event["event"] not in ("checkpoint", "agent_start")][-RECENT_EVENTS:],
+        damages=[str(damage) for damage in damages(run)],
     )
 
 
@@ -151,8 +155,8 @@ def _state_is_over(events: list[dict[str, Any]]) -> bool:
 
 def _checkpoint_bytes(run: RunFolder) -> int | None:
     try:
-        return int((read_json(run.plan_path) or {})["checkpoint_bytes"])
-    except (KeyError, TypeError, ValueError):
+        return int((read_sound(run.plan_path, dict[str, Any]) or {})["checkpoint_bytes"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -210,6 +214,7 @@ def render(status: Status, now: float | None = None) -> str:
         *((("verdict", status.verdict),) if status.verdict else ()),
         ("monitor", status.monitoring),
         ("folder", str(status.run.path)),
+        *(("damaged" if not number else "", text) for number, text in enumerate(status.damages)),
     ]
     lines = [f"{name:<11}{text}" for name, text in rows]
     recent = [f"  {event_line(event)}" for event in status.events]

@@ -26,7 +26,7 @@ def test_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
 
 def test_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train: [")
-    with pytest.raises(RunFolderError, match=r"config\.yaml can't be read"):
+    with pytest.raises(RunFolderError, match=r"config\.yaml can't be used: not YAML"):
         RunFolder(tmp_path).load_config()
 
 
