@@ -23,7 +23,7 @@ def join_attempt(run: RunFolder, node: Node) -> Attempt:
     )
     for damage in damages(run):
         run.ledger(attempt.number, node.name).write(
-            "damaged_file", file=damage.path.name, why=f"{damage.why}. {damage.fix}"
+            "damaged_file", file=damage.path.name, why=f"{damage.path.name}: {damage.why}. {damage.fix}"
         )
     return attempt
 
