@@ -100,12 +100,19 @@ def copy_templates(source: Path, target: Path) -> None:
 
 
 def _named_eos(folder: Path) -> str | None:
-    """The end-of-document token that the files beside tokenizer.json name."""
+    """The end-of-document token that the files beside tokenizer.json name.
+
+    Raises DataError for one that is damaged: another token would be guessed in its place.
+    """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
             token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
-        except (OSError, ValueError, AttributeError):
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        except (ValueError, AttributeError):
+            raise DataError(f"{folder / name}: damaged, not an object of JSON. Copy it again, or remove it.") from None
         if isinstance(token, dict):  # transformers writes an added token as an object
             token = token.get("content")
         if isinstance(token, str):

@@ -50,6 +50,15 @@ def test_the_config_names_the_end_of_documents(tmp_path: Path, named: object) ->
     assert read_tokenizer(path).eos_token_id == 1
 
 
+@pytest.mark.parametrize("content", ["", '{"eos_token": "sto', "[]"])
+def test_a_damaged_file_beside_it_is_named(tmp_path: Path, content: str) -> None:
+    """Else another token that ends documents would be guessed."""
+    path = write_tokenizer(tmp_path, {"<|endoftext|>": 0, "stop": 1}, tokenizer_config={"eos_token": "stop"})
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/tokenizer_config\.json: damaged, not an object of JSON"):
+        read_tokenizer(path)
+
+
 def test_identity_is_the_vocabulary(tmp_path: Path) -> None:
     one, same, other = (
         read_tokenizer(write_tokenizer(tmp_path / name, vocab, added)).identity

@@ -29,7 +29,7 @@ def given_tokenizer(name: str, eos_token: str | None) -> TokenizerFacts:
 
 
 def tokenizer_files(path: Path) -> list[Path]:
-    """The files of a tokenizer that are kept beside the data: `path` (a tokenizer.json, whatever its name) and those that go with it."""
+    """The files of a tokenizer that say how it cuts text: `path` (a tokenizer.json, whatever its name) and those that go with it."""
     return [path, *(file for name in BESIDE if (file := path.with_name(name)).is_file())]
 
 
