@@ -1,6 +1,8 @@
 """NVML opened, and which of its GPUs belong to the job."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 from harness.observe.collector import CollectorDisabled
@@ -41,3 +43,19 @@ class VisibleDevices:
             return True
         prefixes = tuple(entry for entry in self._entries if entry.startswith("GPU-"))
         return bool(prefixes) and uuid().startswith(prefixes)
+
+
+def visible_gpus() -> int:
+    """How many GPUs a process started here would see, without starting CUDA; 0 without a driver that answers."""
+    try:
+        nvml = open_nvml()
+    except (CollectorDisabled, DriverAway):
+        return 0
+    try:
+        devices = VisibleDevices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handles = enumerate(map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount())))
+        return sum((index, partial(nvml.nvmlDeviceGetUUID, handle)) in devices for index, handle in handles)
+    except nvml.NVMLError:
+        return 0
+    finally:
+        nvml.nvmlShutdown()

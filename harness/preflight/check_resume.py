@@ -1,11 +1,9 @@
 """Proves in small that the run survives losing all its processes: trains, kills, launches again, compares bit for bit."""
 
-import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ from harness.checkpoint.folders import complete_steps
 from harness.cluster import submit
 from harness.config.schema import CheckpointConfig, Decay, MonitorMode, Precision, RootConfig, ScheduleConfig
 from harness.launch.launch import LaunchError, launch, plan_for, run_folder
-from harness.observe.collector import CollectorDisabled
-from harness.observe.nvml_library import DriverAway, VisibleDevices, open_nvml
+from harness.observe.nvml_library import visible_gpus
 from harness.preflight import process_tree
 from harness.preflight.finding import Finding, Subject
 from harness.run.attempt import read_outcome
@@ -100,7 +97,7 @@ def differences(before: Steps, after: Steps, steps: list[int]) -> list[str]:
 def _small_run(config: RootConfig, folder: Path) -> tuple[RootConfig, Case]:
     """A small copy of the run for this machine, with its data written. It keeps how the run saves."""
     case = small_layout(config)
-    on_gpu = config.cluster.gpus_per_node > 0 and _visible_gpus() >= case.ranks
+    on_gpu = config.cluster.gpus_per_node > 0 and visible_gpus() >= case.ranks
     exact = not on_gpu or config.train.precision is Precision.fp32
     # FP8 needs larger matrices; what is saved is fp32 in each
     small = placed(shrink(config, [case], Precision.fp32 if exact else Precision.bf16, on_gpu=on_gpu), case)
@@ -124,21 +121,6 @@ def _small_run(config: RootConfig, folder: Path) -> tuple[RootConfig, Case]:
         verify=config.checkpoint.verify,
     )
     return small, case
-
-
-def _visible_gpus() -> int:
-    try:
-        nvml = open_nvml()
-    except (CollectorDisabled, DriverAway):
-        return 0
-    try:
-        devices = VisibleDevices(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        handles = enumerate(map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount())))
-        return sum((index, partial(nvml.nvmlDeviceGetUUID, handle)) in devices for index, handle in handles)
-    except nvml.NVMLError:
-        return 0
-    finally:
-        nvml.nvmlShutdown()
 
 
 def _train_and_kill(config: RootConfig, run: RunFolder) -> Steps:
@@ -170,9 +152,13 @@ def _train_to_the_end(config: RootConfig, run: RunFolder) -> None:
 
 
 def _wait(condition: Callable[[], bool], run: RunFolder) -> None:
-    """Until it holds. Raises _Failed after `MOST_SECONDS`."""
+    """Until it holds. Raises _Failed after `MOST_SECONDS`, and once a checkpoint could not be saved."""
     deadline = time.monotonic() + MOST_SECONDS
     while not condition():
+        if failed := [event for event in run.events() if event["event"] == "checkpoint_failed"]:
+            raise _Failed(
+                f"could not save its checkpoint of step {failed[0]['step']}: {failed[0]['reason']}", _log(run)
+            )
         if time.monotonic() > deadline:
             raise _Failed(f"did not come further than step {run.last_step()} within {MOST_SECONDS:.0f} s", _log(run))
         time.sleep(POLL_SECONDS)

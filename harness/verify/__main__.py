@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Prove that a layout computes the same model as one process: trains a small copy of the run for a few\n"
         "steps both ways and compares initial weights, losses, gradients, updated weights and checkpoints.",
         epilog="""  python -m harness.verify +exp=smol3b                  its layout in small, on this machine
-  python -m harness.verify +exp=smol3b --all            each kind of layout, on up to four processes
+  python -m harness.verify +exp=smol3b --all            each kind of layout, on up to four processes, with train.compile
   srun torchrun ... -m harness.verify +exp=smol3b       on the ranks that torchrun has started
 
 Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
@@ -53,7 +53,9 @@ Exit code: 0 equal, 1 different, 2 nothing could be verified.""",
     add_overrides(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--all", action="store_true", help="each kind of layout that fits on four processes, one line each"
+        "--all",
+        action="store_true",
+        help="each kind of layout that fits on four processes, one line each; compiled if the run is (train.compile)",
     )
     which.add_argument("--full-layout", action="store_true", help="the layout as it is, with all of its ranks")
     parser.add_argument("--cpu", action="store_true", help="compute on the CPU also where there are GPUs")

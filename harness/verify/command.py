@@ -4,22 +4,27 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from harness.config.schema import Precision, RootConfig
+from harness.observe.nvml_library import visible_gpus
 from harness.run.files import write_json
 from harness.verify.errors import VerifyError
 from harness.verify.layouts import MOST_PROCESSES, STANDARD, Case, layout_for, own_layout, small_layout
 from harness.verify.processes import BesideTorchrun, OnThisMachine, Starter
-from harness.verify.table import as_json, checks_table, layout_header, layout_row
-from harness.verify.verify import Outcome, verify
+
+if TYPE_CHECKING:
+    from harness.verify.verify import Outcome
 
 EQUAL, DIFFERENT = 0, 1
 """Exit codes: every layout computes what one process computes; one does not."""
+
+MOST_AT_ONCE = 8
+CORES_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,48 @@ def run(config: RootConfig, options: Options) -> int:
     started = _started_ranks()
     cases = _cases(config, options, started)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started else max(case.ranks for case in cases)
-    on_gpu = not options.cpu and torch.cuda.device_count() >= here
-    model_type = config.model.model_type
-    starter = (BesideTorchrun if started else OnThisMachine)(model_type, on_gpu=on_gpu)
+    on_gpu = not options.cpu and visible_gpus() >= here
+    starter = (BesideTorchrun if started else OnThisMachine)(config.model.model_type, on_gpu=on_gpu)
+    # torch and all that needs it are imported here while the starter's server does the same
+    from harness.verify.table import as_json
+    from harness.verify.verify import train_alone, verify
+
     outcomes: list[Outcome] = []
-    with _work_folder(config, starter) as work:
-        for precision in _precisions(config, on_gpu):
-            if starter.main:
-                where = "GPU, nccl" if on_gpu else "CPU, gloo"
-                print(f"\n{config.run.name} in small against one process, {precision} ({where})", flush=True)
-            folder = work / precision
-            found = verify(config, cases, precision, starter, folder, on_gpu=on_gpu)
+    with _work_folder(config, starter) as work, ThreadPoolExecutor(1 if started else _at_once()) as executor:
+        references = [
+            train_alone(
+                config, cases, precision, starter, executor, work / precision, on_gpu=on_gpu, compiled=options.all
+            )
+            for precision in _precisions(config, on_gpu)
+        ]
+        waiting = [verify(config, cases, reference, starter, executor) for reference in references]
+        for reference, futures in zip(references, waiting, strict=True):
+            if not starter.main:
+                wait(futures)
+                continue
+            where = "GPU, nccl" if on_gpu else "CPU, gloo"
+            print(f"\n{config.run.name} in small against one process, {reference.precision} ({where})", flush=True)
+            found = (future.result() for future in futures)
             outcomes += _print_rows(found, cases) if options.all else _print_checks(found, config)
     if not starter.main:
         return EQUAL
-    passed = all(outcome.passed for outcome in outcomes)
     if options.json is not None:
         write_json(options.json, as_json(outcomes, run=config.run.name, device="cuda" if on_gpu else "cpu"))
-    print("\nequal" if passed else "\nDIFFERENT: do not train in a layout that failed", flush=True)
-    return EQUAL if passed else DIFFERENT
+    print(f"\n{_verdict(outcomes)}", flush=True)
+    return EQUAL if all(outcome.passed for outcome in outcomes) else DIFFERENT
+
+
+def _at_once() -> int:
+    """Layouts that are trained side by side: small as they are, they wait for the host, and share its GPUs."""
+    return max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // CORES_EACH))
+
+
+def _verdict(outcomes: "Sequence[Outcome]") -> str:
+    if any(not check.passed for outcome in outcomes for check in outcome.checks):
+        return "DIFFERENT: do not train in a layout that failed"
+    if failed := [outcome.case.name for outcome in outcomes if outcome.error is not None]:
+        return f"FAILED: {', '.join(dict.fromkeys(failed))} did not get through, so nothing was compared; see the error above"
+    return "equal"
 
 
 def _started_ranks() -> int:
@@ -114,7 +142,9 @@ def _work_folder(config: RootConfig, starter: Starter) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _print_checks(outcomes: Iterator[Outcome], config: RootConfig) -> list[Outcome]:
+def _print_checks(outcomes: "Iterator[Outcome]", config: RootConfig) -> "list[Outcome]":
+    from harness.verify.table import checks_table
+
     found = []
     for outcome in outcomes:
         print(f"{own_layout(config).name}, verified as {outcome.case.name} on {outcome.case.ranks} ranks\n")
@@ -123,7 +153,9 @@ def _print_checks(outcomes: Iterator[Outcome], config: RootConfig) -> list[Outco
     return found
 
 
-def _print_rows(outcomes: Iterator[Outcome], cases: Sequence[Case]) -> list[Outcome]:
+def _print_rows(outcomes: "Iterator[Outcome]", cases: Sequence[Case]) -> "list[Outcome]":
+    from harness.verify.table import layout_header, layout_row
+
     found: list[Outcome] = []
     width = max(len(case.name) for case in cases)
     for outcome in outcomes:

@@ -17,7 +17,12 @@ from harness.export.weights import read_tensors
 from harness.model.family import layers_without_rope
 from harness.run.files import read_json
 from harness.run.folder import RunFolder
-from harness.verify.rank import EVIDENCE
+
+EVIDENCE = "evidence"
+"""Folder in a run's folder: rank-N.json of every rank, and KIND-S.safetensors of every pipeline rank S, full tensors."""
+
+FAILED = "failed"
+"""File in the folder of a run that will have no checkpoint."""
 
 CHECKS = (
     "initial weights", "shards differ", "loss", "gradient norm", "gradients", "updated weights", "copies agree",

@@ -1,7 +1,8 @@
 """Starts ranks as processes and waits for them: all of them here, or one beside each rank that torchrun has started.
 
-On CPU they are forked from a server that has imported torch once, so that each starts in no time. On GPUs each starts anew:
-what the server imports may start CUDA, which does not live through a fork.
+They are forked from a server that has imported torch once, so that each starts in no time. Ranks that compute on the CPU see
+no GPU: the checkpoint's writer would use one. If the server has started CUDA all the same, ranks on GPUs start anew instead.
+Imports no torch.
 """
 
 import multiprocessing
@@ -12,8 +13,10 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ TIMEOUT = 600.0
 """Seconds that the ranks of a layout may take. On a GPU they compile first."""
 GRACE = 5.0
 """Seconds that the others have to end by themselves once one has failed."""
+
+COMPILER = "torch._inductor.compile_fx"
+"""Which every rank on a GPU would import for itself otherwise: the optimizer's step is compiled there."""
 
 LAST_LINES = 12
 """Of what a failed rank printed are shown."""
@@ -46,7 +52,20 @@ class Starter(ABC):
     """Whether this process prepares, compares and prints."""
 
     def __init__(self, model_type: str, *, on_gpu: bool) -> None:
-        self._context = multiprocessing.get_context("spawn") if on_gpu else _forking(model_type)
+        """Starts the server, which is ready some seconds later."""
+        self._on_gpu = on_gpu
+        self._environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
+        modules = ["harness.verify.preload", f"transformers.models.{model_type}.modeling_{model_type}"]
+        self._server = _start_server([*modules, *([COMPILER] if on_gpu else [])], self._environment)
+
+    @cached_property
+    def _context(self) -> ForkServerContext | SpawnContext:
+        if not self._on_gpu:
+            return self._server
+        trial = self._server.Process(target=_use_gpu, daemon=True)
+        trial.start()
+        trial.join()
+        return multiprocessing.get_context("spawn") if trial.exitcode else self._server
 
     @abstractmethod
     def run(self, target: Target, ranks: int, logs: Path, *arguments: Any) -> list[Failure]:
@@ -58,7 +77,7 @@ class Starter(ABC):
         port = free_port()
         environments = [
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **self._environment}
             for rank in range(ranks)
         ]  # fmt: skip
         return self._run_processes(target, environments, logs, arguments)
@@ -105,7 +124,9 @@ class BesideTorchrun(Starter):
 
         assert ranks == dist.get_world_size()
         port = self.share(free_port())
-        failures = self._run_processes(target, [{**os.environ, "MASTER_PORT": str(port)}], logs, arguments)
+        failures = self._run_processes(
+            target, [{**os.environ, **self._environment, "MASTER_PORT": str(port)}], logs, arguments
+        )
         gathered: list[list[Failure]] = [[]] * ranks
         dist.all_gather_object(gathered, failures)
         return _in_order(failure for of_rank in gathered for failure in of_rank)
@@ -119,10 +140,25 @@ class BesideTorchrun(Starter):
         return shared[0]
 
 
-def _forking(model_type: str) -> ForkServerContext:
+def _start_server(modules: list[str], environment: dict[str, str]) -> ForkServerContext:
+    """A server that has imported `modules`, with these variables in its environment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.verify.rank", f"transformers.models.{model_type}.modeling_{model_type}"])
+    context.set_forkserver_preload(modules)
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        forkserver.ensure_running()  # with this environment
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return context
+
+
+def _use_gpu() -> None:
+    """Fails in a process that was forked after CUDA had started."""
+    import torch
+
+    torch.ones(1, device="cuda")
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from harness.checkpoint.folders import complete_steps
 from harness.checkpoint.restore import restore
 from harness.optim.optimizer import Optimizer
 from harness.optim.shards import local
@@ -21,22 +23,22 @@ from harness.run.folder import RunFolder
 from harness.train.process import Place
 from harness.train.rank import as_started
 from harness.train.setup import Trainer, set_up
+from harness.verify.compare import EVIDENCE, FAILED
 
-EVIDENCE = "evidence"
-"""Folder in a run's folder: rank-N.json of every rank, and KIND-S.safetensors of every pipeline rank S, full tensors."""
+POLL_SECONDS = 0.1
 
 
 def measure(folder: Path, reference: Path | None) -> None:
     """Train the run in `folder` as the rank that the environment says. Collective over its ranks.
 
-    Then save a checkpoint, and with `reference` (the folder of a finished run) go on from that run's checkpoint.
+    Then save a checkpoint, and with `reference` (the folder of a run that may still be training) go on from that run's
+    checkpoint. The process ends with this: its groups are left to the end of it, which takes less time.
     """
     run, place = RunFolder(folder), Place.from_environment(os.environ)
     with tempfile.TemporaryDirectory(prefix="harness-board-") as boards:
         trainer = set_up(run, as_started(run.load_config(), place), place, Path(boards))
         with trainer.loader:
             _Measurement(trainer).take(reference)
-    dist.destroy_process_group()
 
 
 class _Measurement:
@@ -61,6 +63,8 @@ class _Measurement:
         record |= {"losses": [r.loss for r in results], "norms": [r.grad_norm for r in results]}
         record["parts_after"] = _parts(parameters)
         t.saver.save(t.state, len(results), len(results) * stepper.tokens_per_step)
+        if (saved := t.saver.wait()) is not None and saved.error is not None:
+            raise RuntimeError(f"the checkpoint of step {saved.step} could not be saved: {saved.error}")
         if reference is not None:
             self._go_on_from(RunFolder(reference))
         write_json(self._folder / f"rank-{t.place.rank:05d}.json", record)
@@ -69,6 +73,10 @@ class _Measurement:
     def _go_on_from(self, reference: RunFolder) -> None:
         for tensor in self._t.state.values():
             local(tensor).fill_(-1)  # what is not read must not look as if it were
+        while not complete_steps(reference.checkpoints_dir):
+            if (reference.path / FAILED).exists():
+                raise RuntimeError("the run in one process failed")
+            time.sleep(POLL_SECONDS)
         saver, reports = self._t.saver, self._t.reports
         restore(reference, self._t.state, identity=saver.identity, verify=True, group=saver.group, reports=reports)
         self._keep("restored", self._t.state)

@@ -32,11 +32,14 @@ _HIDDEN, _INTERMEDIATE, _HEAD_DIM, _SEQ_LEN, _NOPE_INTERVAL = 64, 96, 16, 64, 4
 _VOCAB, _ODD_VOCAB = 256, 251
 
 
-def shrink(config: RootConfig, cases: Sequence[Case], precision: Precision, *, on_gpu: bool) -> RootConfig:
+def shrink(
+    config: RootConfig, cases: Sequence[Case], precision: Precision, *, on_gpu: bool, compiled: bool = True
+) -> RootConfig:
     """A small run whose model and batch fit every layout of `cases`; `placed` gives it one of them.
 
     Kept: architecture, tied head, layers without rotary positions, the ratio of query to key heads, what divides by what,
-    document masks, z-loss, accumulation, optimizer, clipping, kernels and recomputation. `data` is left without a path.
+    document masks, z-loss, accumulation, optimizer, clipping, kernels and recomputation; with `compiled`, `train.compile` in the
+    run's own precision. `data` is left without a path.
     """
     small = copy.deepcopy(config)
     small.cluster = ClusterConfig(kind=ClusterKind.local, gpus_per_node=1 if on_gpu else 0)
@@ -58,6 +61,9 @@ def shrink(config: RootConfig, cases: Sequence[Case], precision: Precision, *, o
         read_threads=1,
     )
     train = small.train
+    # fp32 beside the run's own precision is there to show mistakes of the layout, which compiling would only delay
+    extra = precision is Precision.fp32 and config.train.precision is not Precision.fp32
+    train.compile = config.train.compile and compiled and not extra
     train.steps, train.precision, train.skip, train.eval_every, train.stats_every = STEPS, precision, [], 0, 0
     train.micro_batch_size = min(config.train.micro_batch_size, 2)
     train.global_batch_size = train.micro_batch_size * _micro_batches(layout(config), layouts)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import platform
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from harness import __version__
@@ -42,9 +43,6 @@ def layout_row(outcome: Outcome, width: int) -> str:
 
 def as_json(outcomes: Iterable[Outcome], **facts: Any) -> dict[str, Any]:
     """Everything, for `--json`."""
-    import torch
-    import transformers
-
     found = list(outcomes)
     return {
         **facts,
@@ -63,8 +61,8 @@ def as_json(outcomes: Iterable[Outcome], **facts: Any) -> dict[str, Any]:
             for outcome in found
         ],
         "versions": {
-            "harness": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "harness": __version__, "python": platform.python_version(), "torch": version("torch"),
+            "transformers": version("transformers"),
         },
     }  # fmt: skip
 

@@ -66,6 +66,13 @@ def test_a_second_start_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.
     assert raised.value.detail == "Traceback"
 
 
+def test_a_save_that_fails_is_told_as_that(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    run.ledger(0).write("checkpoint_failed", 4, reason="rank 0: OSError: [Errno 28] No space left on device")
+    with pytest.raises(_Failed, match="could not save its checkpoint of step 4: rank 0: OSError"):
+        _wait(lambda: False, run)
+
+
 def test_a_run_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_SECONDS", 0.0)
     with pytest.raises(_Failed, match="did not come further than step 0 within 0 s"):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,24 @@ def crash(folder: Path, reference: Path | None) -> None:
 def hang(folder: Path, reference: Path | None) -> None:
     if os.environ["RANK"] == "1":
         time.sleep(1000)
+
+
+def full_disk(*arguments: Any) -> None:
+    """There is no room for the checkpoint."""
+    import harness.checkpoint.save
+
+    def no_room(*state: Any, **settings: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    harness.checkpoint.save.dcp_save = no_room
+    measure(*arguments)
+
+
+def sees_no_gpu() -> None:
+    """Fails where a rank that computes on the CPU could start CUDA, or has imported what starts it."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert sys.modules.get("torchao") is None and "harness.verify.rank" in sys.modules
+    assert not torch.cuda.is_initialized()
 
 
 def no_server() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +20,16 @@ from safetensors.torch import load_file, save_file
 from harness.config.compose import compose
 from harness.config.schema import Precision
 from harness.run.files import read_json, write_json
-from harness.verify import processes
+from harness.verify import processes, rank
+from harness.verify import verify as verify_module
 from harness.verify.__main__ import main
-from harness.verify.compare import CHECKS, TOLERANCES, Check, compare
+from harness.verify.command import _verdict
+from harness.verify.compare import CHECKS, EVIDENCE, TOLERANCES, Check, compare
+from harness.verify.errors import VerifyError
 from harness.verify.layouts import STANDARD, Case
 from harness.verify.processes import OnThisMachine
-from harness.verify.rank import EVIDENCE, measure
 from harness.verify.table import as_json, checks_table, layout_row
-from harness.verify.verify import Outcome, verify
+from harness.verify.verify import Outcome, measure, train_alone, verify
 from tests.verify import planted
 
 LAYOUTS = {case.name: case for case in STANDARD}
@@ -36,8 +39,10 @@ HEADER = "check              largest relative difference"
 def outcome_of(work: Path, case: Case, target: Any = measure, *overrides: str) -> Outcome:
     config = compose(["+exp=tiny", *overrides])
     starter = OnThisMachine(config.model.model_type, on_gpu=False)
-    (found,) = verify(config, [case], Precision.fp32, starter, work, on_gpu=False, target=target)
-    return found
+    with ThreadPoolExecutor(1) as executor:
+        reference = train_alone(config, [case], Precision.fp32, starter, executor, work, on_gpu=False)
+        (found,) = verify(config, [case], reference, starter, executor, target)
+    return found.result()
 
 
 def failed(checks: list[Check]) -> dict[str, str | None]:
@@ -90,6 +95,33 @@ def test_the_rank_that_failed_first_is_named(tmp_path: Path) -> None:
     assert "FAILED: rank 1" in layout_row(found, 10)
 
 
+def test_a_checkpoint_that_can_not_be_saved_is_told_as_that(tmp_path: Path) -> None:
+    found = outcome_of(tmp_path, LAYOUTS["dp_shard 2"], planted.full_disk)
+    assert not found.passed and not found.checks
+    assert "the checkpoint of step 4 could not be saved: rank 0: OSError: [Errno 28] No space left" in str(found.error)
+    assert _verdict([found]).startswith("FAILED: dp_shard 2 did not get through, so nothing was compared")
+    wrong = Check("loss", 1.0, 0.1, False, "step 1")
+    assert _verdict([found, Outcome(found.case, Precision.fp32, [wrong])]).startswith("DIFFERENT")
+
+
+def test_layouts_do_not_wait_for_a_single_process_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "measure", planted.crash)  # not what the layouts do
+    with pytest.raises(VerifyError, match="the run in one process failed: rank 0: exit code 1"):
+        outcome_of(tmp_path, LAYOUTS["dp_shard 2"], rank.measure)
+    assert "the run in one process failed" in (tmp_path / "layout-00" / "logs" / "rank-0.log").read_text()
+
+
+def test_ranks_on_the_cpu_see_no_gpu(tmp_path: Path) -> None:
+    """The checkpoint's writer uses one where there is one, and CUDA does not live through a fork."""
+    assert OnThisMachine("smollm3", on_gpu=False).run(planted.sees_no_gpu, 1, tmp_path) == []
+
+
+def test_what_compares_leaves_the_models_to_the_ranks() -> None:
+    """So that torch alone is imported beside the ranks' server, which imports the rest meanwhile."""
+    code = "import sys, harness.verify.command as c; assert 'torch' not in sys.modules; import harness.verify.verify, harness.verify.table; assert 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_rank_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one may take as long as it needs: the time is over as soon as that has ended."""
     starter = OnThisMachine("smollm3", on_gpu=False)
@@ -108,8 +140,8 @@ def test_a_rank_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not multiprocessing.active_children()
 
 
-def test_ranks_on_gpus_start_anew(tmp_path: Path) -> None:
-    """What they import may start CUDA, which can't be used in a process that is forked after that."""
+def test_ranks_on_gpus_start_anew_if_their_server_can_not_use_them(tmp_path: Path) -> None:
+    """What it imports may have started CUDA, which can't be used in a process that is forked after that."""
     starter = OnThisMachine("smollm3", on_gpu=True)
     assert starter.run(planted.no_server, 1, tmp_path) == []
 
