@@ -127,6 +127,7 @@ def check(config: "RootConfig", *, full: bool = False, warm: bool = False, threa
     ]
     paths = {found.key: source.path for found, (_, _, source) in zip(opened, listing, strict=True) if found is not None}
     report.warnings += [warning for source in sources if (warning := _deeper(source, paths[source.key]))]
+    report.warnings += [warning for source in sources if (warning := _cut(config, source))]
     _check_coverage(config, report)
     if full:
         _check_content(config, sources, threads, report)
@@ -204,6 +205,16 @@ def _deeper(source: "TokenSource", path: str) -> str | None:
     if not deeper:
         return None
     return f"{source.key}: {len(deeper)} token file(s) in folders below are not read ({deeper[0]}, ...). Name them as sources of their own"
+
+
+def _cut(config: "RootConfig", source: "TokenSource") -> str | None:
+    from harness.data.check import find_tokenizer
+    from harness.data.inspection.truncation import truncation_warning
+
+    try:
+        return truncation_warning(source, find_tokenizer(config.data, source))
+    except OSError as error:
+        return f"{source.key}: {error.filename} cannot be read: {error.strerror}"
 
 
 def _check_coverage(config: "RootConfig", report: Report) -> None:

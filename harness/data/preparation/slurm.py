@@ -17,6 +17,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 
 from harness import slurm
+from harness.data.documents.passed_over import counts, sentence
 from harness.data.errors import DataError
 from harness.data.preparation.finish import finish
 from harness.data.preparation.job import Job, read_job
@@ -111,6 +112,8 @@ def submit_stages(job: Job, options: SlurmOptions) -> bool:
     write_json(job.folder / JOBS, submitted)
     chain = ", ".join(f"{name} {number}" for name, number in submitted.items())
     print(f"{job.output}: submitted ({chain}). The same command says how far they are. Logs: {job.folder}/logs")
+    if job.inputs.passed_over:
+        print(f"{job.output}: {sentence(counts(job.inputs.passed_over))}")
     return False
 
 

@@ -49,6 +49,7 @@ def test_array_jobs_make_what_one_machine_makes(slurm_cluster: SlurmCluster, roo
     done = call(slurm_cluster, root, *SLURM)
     assert done.returncode == 0, done.stderr
     assert "submitted (filter " in done.stdout and "finish " in done.stdout
+    assert done.stdout.endswith("/out: passed over 1 file (unknown suffix 1)\n")
     again = call(slurm_cluster, root, *SLURM)
     assert "are making it; tasks done: filter " in again.stdout or "is already complete" in again.stdout
     wait_until_gone(slurm_cluster)

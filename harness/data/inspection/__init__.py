@@ -1,0 +1,1 @@
+"""Looking into token files for what their sizes do not tell."""
