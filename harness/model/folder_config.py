@@ -98,6 +98,9 @@ def _refused_keys(content: Mapping[str, Any]) -> Iterator[str]:
     for key in ("quantization_config", "compression_config"):
         if content.get(key):
             yield f"{key}: the weights are quantised; give a model in bf16 or fp32"
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(content.get(key), dict) and any(isinstance(value, dict) for value in content[key].values()):
+            yield f"{key}: different positions by kind of layer are not supported; expected one set for all layers"
     for key, harmless in NOT_IN_CLASS.items():
         if key in ("auto_map", "quantization_config", "compression_config") or key not in content:
             continue

@@ -4,7 +4,10 @@ A field that a new release of transformers adds fails the first test, until it s
 """
 
 import dataclasses
+import importlib
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harness.config.schema import ModelConfig
 from harness.model.compare import compare
-from harness.model.config_fields import CHANGES_NOTHING, MUST_BE, NOT_IN_CLASS, taken
+from harness.model.config_fields import CHANGES_NOTHING, KNOWN_NOTES, MUST_BE, NOT_IN_CLASS, taken
 from harness.model.family import ACTIVATIONS, FULL, MODEL_TYPES, SLIDING
 from harness.model.folder_config import FolderConfigError, read_folder_config
 from harness.model.load import load_weights
@@ -122,6 +125,28 @@ def test_every_field_of_the_class_stands_in_the_table(family: str) -> None:
     assert not unknown, f"new fields of {family}: do they change what it computes? see harness/model/config_fields.py"
     assert taken(family) <= fields
     assert taken(family) <= VARIANTS.keys()
+
+
+READ_BY_ALL = (
+    "transformers.masking_utils",
+    "transformers.modeling_rope_utils",
+    "transformers.integrations.sdpa_attention",
+)
+NO_VALUES = {"_attn_implementation", "get_text_config", "standardize_rope_params", "validate_rope", "json"}
+"""What transformers reaches through a config object that is not a value of config.json."""
+
+
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_every_value_that_transformers_reads_stands_in_the_table(family: str) -> None:
+    """Also those that no config class declares, which shared code looks for in any config."""
+    found: set[str] = set()
+    for module in (*READ_BY_ALL, f"transformers.models.{family}.modeling_{family}"):
+        source = re.sub(r'""".*?"""', "", inspect.getsource(importlib.import_module(module)), flags=re.DOTALL)
+        found |= set(re.findall(r"\bconfig\.(\w+)", source))
+        found |= set(re.findall(r'(?:getattr|hasattr)\((?:self\.)?config, "(\w+)"', source))
+    assert {"sliding_window", "is_causal", "rope_parameters"} <= found
+    known = taken(family) | CHANGES_NOTHING | MUST_BE.keys() | NOT_IN_CLASS.keys() | KNOWN_NOTES | {"sliding_window"}
+    assert not found - known - NO_VALUES, "do they change what it computes? see harness/model/config_fields.py"
 
 
 def test_every_kind_of_scaled_rotary_positions_is_known() -> None:
