@@ -75,6 +75,7 @@ def export(request: Request) -> Exported:
         write_configs(model, folder)
         tokenizer.write_files(folder)
         (folder / "README.md").write_text(card)
+        remarks += tokenizer.remarks_about(folder)
         remarks += compared(config, folder, weights, dtype)
     return Exported(output, remarks)
 

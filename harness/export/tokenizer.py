@@ -26,6 +26,8 @@ FILES = (
 ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 """Post-processors of tokenizer.json that add tokens around a text."""
 PROBE = "a"
+SAMPLES = ("Two words", "  def f(x):\n\treturn  x", "naïve 你好 🙂 1234567.89", "")
+"""Texts that transformers and the training data must cut alike."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,28 @@ class Tokenizer:
         if self.bos_token_id is None:  # transformers would add what older configs name
             config["add_bos_token"] = config["add_eos_token"] = False
         (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+    def remarks_about(self, folder: Path) -> list[str]:
+        """Says so if transformers, with the files in `folder`, cuts text otherwise than the training data was cut."""
+        if self.facts is None:
+            return []
+        from transformers import AutoTokenizer
+
+        library = _library(self.facts.path)
+        library.no_truncation()
+        library.no_padding()
+        begins = [] if self.bos_token_id is None else [self.bos_token_id]
+        try:
+            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            for text in SAMPLES:
+                expected = begins + library.encode(text, add_special_tokens=False).ids
+                if (found := loaded(text)["input_ids"]) != expected:
+                    return [
+                        f"the tokenizer in the folder cuts {text!r} into {found}, the training data into {expected}; report this"
+                    ]
+        except Exception as error:  # transformers raises whatever its own loading does
+            return [f"transformers can't load the tokenizer in the folder: {type(error).__name__}: {error}"]
+        return []
 
     def _bos_token(self) -> tuple[int, str] | None:
         if self.facts is None or self.bos_token_id is None:

@@ -25,6 +25,7 @@ from harness.checkpoint.folders import complete_path
 from harness.config.schema import ModelConfig, SourceConfig
 from harness.data.loader import Loader
 from harness.export import comparison, export, model_files, weights
+from harness.export import tokenizer as tokenizers
 from harness.export.__main__ import main
 from harness.model.build import transformers_config
 from harness.model.folder_config import read_folder_config
@@ -247,6 +248,17 @@ def test_the_tokenizer_does_what_the_training_data_has(
     assert json.loads((out / "config.json").read_text())["bos_token_id"] == (273 if begins else None)
     assert copied.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi|"
     assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "tools"
+
+
+def test_a_tokenizer_that_transformers_would_use_otherwise_is_told(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved_run(tmp_path, model__vocab_size=300, data__tokenizer=str(tokenizer))
+    real = tokenizers.as_in_training
+    lower = {"type": "Lowercase"}
+    monkeypatch.setattr(tokenizers, "as_in_training", lambda *given: {**real(*given), "normalizer": lower})
+    assert main([str(run.path)]) == 0
+    assert "the tokenizer in the folder cuts 'Two words' into " in capsys.readouterr().out
 
 
 def test_data_that_is_gone_leaves_the_beginning_as_the_tokenizer_has_it(
