@@ -5,13 +5,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from harness.data.documents.passed_over import BAD_ROW, PassedOver, as_record, counts
 from harness.data.preparation.decontamination import read_eval_facts
 from harness.data.preparation.encode import encoding_facts
 from harness.data.preparation.folder import LOCK
-from harness.data.preparation.job import JOB, MANIFEST, PASSED_OVER, TOKENIZER_NAME, Job
+from harness.data.preparation.job import JOB, MANIFEST, PASSED_OVER, TOKENIZER_NAME, WORK, Job
 from harness.data.preparation.steps import file_entry, read_sums
 from harness.data.preparation.tallies import (
     as_manifest,
@@ -34,16 +35,21 @@ def finish(job: Job) -> dict[str, Any]:
     """
     refuse_if_nothing_is_left(job)
     manifest = _manifest(job)
-    partial = job.folder
-    write_json(partial / MANIFEST, manifest)
-    shutil.rmtree(job.work, ignore_errors=True)
-    for pattern in (LOCK, JOB, "slurm.json", "slurm_options.json", "logs/*/executor.pik"):
+    write_json(job.folder / MANIFEST, manifest)
+    publish(job.folder, job.output)
+    return manifest
+
+
+def publish(partial: Path, output: Path) -> None:
+    """Remove from a folder with its manifest what only the tasks needed, and rename it. May be called again after a kill."""
+    shutil.rmtree(partial / WORK, ignore_errors=True)
+    for pattern in (JOB, "slurm.json", "slurm_options.json", "logs/*/executor.pik"):
         for file in partial.glob(pattern):
             file.unlink()
     fsync_folder(partial)
-    os.rename(partial, job.output)
-    fsync_folder(job.output.parent)
-    return manifest
+    os.rename(partial, output)
+    (output / LOCK).unlink(missing_ok=True)  # not before: until then no other call may take the folder over
+    fsync_folder(output.parent)
 
 
 def _manifest(job: Job) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness.run.files import write_json
 JOB = "job.json"
 TOKENIZER_NAME = "tokenizer/tokenizer.json"
 MANIFEST = "manifest.json"
+WORK = "work"
 PASSED_OVER = "passed_over.jsonl"
 """In the output: a line for each file, and for the rows of each file, that were not read, with the reason."""
 
@@ -45,7 +46,7 @@ class Job:
     @property
     def work(self) -> Path:
         """What only the stages need; removed at the end."""
-        return self.folder / "work"
+        return self.folder / WORK
 
     @property
     def account(self) -> Path:

@@ -78,7 +78,7 @@ def _go_on(
     request: Request, inputs: Inputs, recipe: Recipe, made_from: dict[str, Any], partial: Path
 ) -> dict[str, Any] | None:
     """Run what is left to do in the partial folder: here, or as Slurm jobs (None)."""
-    from harness.data.preparation.finish import finish
+    from harness.data.preparation.finish import finish, publish
     from harness.data.preparation.local import run_stages
     from harness.data.preparation.slurm import jobs_in_progress, parse_slurm, submit_stages
 
@@ -91,6 +91,9 @@ def _go_on(
             raise DataError(f"--restart: {progress}. Cancel them first (scancel).")
         print(f"{request.output}: {progress}")
         return None
+    if not request.restart and (manifest := _described(partial, made_from)) is not None:
+        publish(partial, request.output.expanduser().absolute())
+        return manifest
     job = _take_over(request, inputs, recipe, made_from, partial)
     if slurm and not submit_stages(job, slurm):
         return None
@@ -208,6 +211,15 @@ def _existing(output: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
             f"--output {output}: damaged: {', '.join(missing[:3])} missing or cut off. Remove the folder, prepare again."
         )
     return manifest
+
+
+def _described(partial: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a partial folder that was killed after all was made, and before it was renamed."""
+    try:
+        manifest: dict[str, Any] = json.loads((partial / MANIFEST).read_text())
+        return None if _differing(made_from, manifest["made_from"]) else manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _differing(made_from: dict[str, Any], other: dict[str, Any], but: str = "") -> list[str]:

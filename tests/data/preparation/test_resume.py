@@ -149,6 +149,30 @@ def test_a_job_of_another_version_is_not_removed(
     assert main([*where, "--restart"]) == 0
 
 
+@pytest.mark.parametrize("where", ["shutil.rmtree", "fsync_folder", "os.rename"])
+def test_killed_at_the_very_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """All is made and described, and perhaps what only the tasks needed is gone."""
+    add_what_is_passed_over(write_documents(tmp_path / "in", [story(1), story(2)]))
+    command = ["prepare", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out", "--vocab-size", "300"]
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"harness.data.preparation.finish.{where}", killed)
+        assert main([*command, "--max-bad-lines", "1"]) == 130
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert main([*command, "--max-bad-lines", "1"]) == 0
+    said = capsys.readouterr()
+    assert "tokenising" not in said.err
+    assert "in 2 documents" in said.out and "passed over 1 file (unknown suffix 1) and 2 rows (" in said.out
+    assert {entry.name for entry in tmp_path.iterdir()} == {"in", "out"}
+    assert not {"lock", "work", "job.json"} & {entry.name for entry in (tmp_path / "out").iterdir()}
+
+
 def test_a_worker_that_is_killed(root: Path) -> None:
     """As by the kernel, short of memory: the preparation says so and does not hang."""
     process = subprocess.Popen(command(root, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
