@@ -144,6 +144,11 @@ def _check_model(config: RootConfig) -> Iterator[str]:
         yield f"model.head_dim={head_dim(model)}: must be even, since rotary positions turn pairs of numbers"
     if model.num_attention_heads > 0:
         yield from shape_problems(model)
+    if model.init_from_changes and model.init_from is None:
+        yield (
+            f"model.init_from_changes={model.init_from_changes}: the run starts from random weights; set model.init_from, or "
+            "leave it out"
+        )
     if config.data.seq_len > model.max_position_embeddings:
         yield (
             f"data.seq_len={config.data.seq_len}: longer than "

@@ -127,6 +127,8 @@ def shape_problems(model: ModelConfig) -> Iterator[str]:
             yield f"model.{key}: has {len(values)} entries, expected one for each of model.num_hidden_layers={layers}"
     if model.hidden_act not in ACTIVATIONS:
         yield f"model.hidden_act={model.hidden_act}: choose one of {', '.join(ACTIVATIONS)}"
+    if strange := sorted(set(model.no_rope_layers or ()) - {0, 1}):
+        yield f"model.no_rope_layers holds {', '.join(map(str, strange))}: 1 for a layer with rotary positions, 0 for one without"
     unknown = sorted(set(model.layer_types or ()) - {FULL, SLIDING})
     if unknown:
         yield f"model.layer_types names {', '.join(unknown)}: choose {FULL} or {SLIDING} for each layer"

@@ -66,8 +66,17 @@ def rope_problems(scaling: Mapping[str, Any], head_dim: int) -> Iterator[str]:
     for key in kind.needed:
         if scaling.get(key) is None:
             yield f"model.rope_scaling.{key} is missing: {name} needs it"
-    for key in set(scaling) & set(known) - {"rope_type", "truncate"}:
+    for key in sorted(set(scaling) & known - {"rope_type", "truncate"}):
         yield from _value_problems(key, scaling[key], head_dim)
+    yield from _order_problems(scaling)
+
+
+def _order_problems(scaling: Mapping[str, Any]) -> Iterator[str]:
+    """Pairs of numbers of which the first must be the larger one: transformers divides by their difference."""
+    for larger, smaller in (("high_freq_factor", "low_freq_factor"), ("beta_fast", "beta_slow")):
+        above, below = scaling.get(larger), scaling.get(smaller)
+        if isinstance(above, int | float) and isinstance(below, int | float) and above <= below:
+            yield f"model.rope_scaling.{larger}={above}: expected more than model.rope_scaling.{smaller}={below}"
 
 
 def _value_problems(key: str, value: Any, head_dim: int) -> Iterator[str]:

@@ -26,6 +26,8 @@ def taken_from_folder(model: ModelConfig, typed: Collection[str]) -> ModelConfig
     A typed key that contradicts the folder is an error, unless `init_from_changes` names it.
     """
     assert model.init_from is not None
+    if not model.init_from:
+        raise FolderConfigError(["model.init_from is empty: give the folder of a Hugging Face model, or null"])
     folder = Path(model.init_from).expanduser()
     try:
         keys = read_folder_config(folder).keys
