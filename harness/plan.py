@@ -155,7 +155,11 @@ def render_plan(plan: Plan) -> str:
         rows.insert(1, ("from", f"the weights and config.json of {plan.init_from}"))
     if plan.repeats:
         rows.append(
-            ("data", ", ".join(f"{name} {times:.2f}x" for name, times in plan.repeats.items()) + " read through")
+            (
+                "data",
+                ", ".join(f"{name} {times:.2f}x" for name, times in plan.repeats.items())
+                + " read through; no window comes again before all of its source came",
+            )
         )
     if wasted := [f"{name} {share:.2%}" for name, share in plan.wasted.items() if share >= LEAST_WASTE]:
         rows.append(

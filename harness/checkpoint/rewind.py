@@ -104,7 +104,7 @@ def _none_before_decay(checkpoints: Path, step: int, curve: Curve) -> str:
     share = Manifest.read(folders.complete_path(checkpoints, step)).lr_share or 0.0
     return (
         f"{curve.describe()}: the learning rate would jump from {share:.0%} of its peak at step {step:,}, the newest "
-        f"checkpoint, to {curve.share(step + 1):.0%} at step {step + 1:,}, and {checkpoints} holds no checkpoint from before "
-        f"the decay to go back to. To train on from the decayed weights all the same, set {accept_jump(step, curve)} (any lr). "
+        f"checkpoint, to {curve.share(step + 1):.0%} at step {step + 1:,}, and {checkpoints} holds no earlier one, from before "
+        f"a decay, to go back to. To train on from step {step:,} all the same, set {accept_jump(step, curve)} (any lr). "
         "Or set these keys back; or start a new run under another run.name."
     )
