@@ -36,7 +36,16 @@ def batch_script(config: RootConfig, run: RunFolder) -> str:
 
 
 def submit(config: RootConfig, run: RunFolder) -> str:
-    """Submit the run's job and return its id: Slurm's, or the controller's process id for `cluster=local`."""
+    """Submit the run's job and return its id: Slurm's, or the controller's process id for `cluster=local`.
+
+    Raises SubmissionError, SlurmError, or OSError that names what could not be written."""
+    try:
+        return _submit(config, run)
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(run.submit_dir)) from error
+
+
+def _submit(config: RootConfig, run: RunFolder) -> str:
     task = AgentTask(str(run.path))
     if config.cluster.kind is ClusterKind.local:
         return _submit_local(config, run, task)

@@ -1,6 +1,7 @@
 """The command line of `python -m harness.launch`."""
 
 import argparse
+import errno
 import sys
 import time
 from pathlib import Path
@@ -97,8 +98,10 @@ def _launch_one(config: RootConfig) -> tuple[int, str]:
     except AlreadyFinished as done:
         print(f"\n{done}")
         return OK, "finished before"
-    except (slurm.SlurmError, submit.SubmissionError, RunFolderError, OSError) as error:
+    except (slurm.SlurmError, submit.SubmissionError, RunFolderError) as error:
         return _complain([str(error)], ENVIRONMENT), "not launched"
+    except OSError as error:
+        return _complain([_cannot_write(error)], ENVIRONMENT), "not launched"
     _report(launched)
     code = follow(config, launched.run, launched.job_id, started) if config.follow else OK
     return code, f"job {launched.job_id}"
@@ -111,6 +114,12 @@ def _report(launched: "Launched") -> None:
         print(f"  resumes    from the checkpoint of step {launched.resumes_from:,}")
     print(f"\nSubmitted job {launched.job_id}\nRun folder    {launched.run.path}")
     print(f"Watch it      python -m harness.status {launched.run.path}", flush=True)
+
+
+def _cannot_write(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = ". Free some space, or set runs_dir to a folder on another file system" if full else ""
+    return f"{error.filename or 'the run folder'}: {error.strerror or error}{fix}"
 
 
 def _complain(problems: list[str], code: int) -> int:

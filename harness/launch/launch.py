@@ -30,7 +30,7 @@ from harness.launch.starting import starting_problems, starting_remarks
 from harness.optim.schedule import Curve
 from harness.plan import Plan, make_plan, plan_as_dict
 from harness.recovery.requeue import apply_exclusions
-from harness.run.files import write_json
+from harness.run.files import write_atomic, write_json
 from harness.run.folder import RunFolder, RunFolderError, config_as_dict
 from harness.train.validation import EarlyStop
 
@@ -190,7 +190,7 @@ def launch(config: RootConfig, plan: Plan) -> Launched:
             run_id=record.get("run_id") or new_run_id(run.name), cluster=config.cluster.kind.value, **provenance(values)
         )
         if config.cluster.kind is ClusterKind.slurm:
-            (run.submit_dir / "batch.sh").write_text(submit.batch_script(config, run))
+            write_atomic(run.submit_dir / "batch.sh", submit.batch_script(config, run))
         if changed:
             notes = rewind.new_rate(run.checkpoints_dir, resumes_from, Curve.of(config)) if resumes_from else None
             run.ledger(None).write(
