@@ -9,6 +9,7 @@ from harness.checkpoint.manifest import CorruptCheckpoint, Manifest, differences
 from harness.cluster import submit
 from harness.config.schema import ClusterKind, RootConfig
 from harness.launch.errors import LaunchError
+from harness.run.attempt import read_outcome
 from harness.run.damage import damages
 from harness.run.folder import RunFolder
 from harness.text import duration_text
@@ -61,6 +62,10 @@ def refuse_running(
 def _refuse_signs_of_life(run: RunFolder, job_id: str, previous: RootConfig | None, why: Exception) -> None:
     """A folder from a cluster, on a machine that can't ask it. A run that goes on writes within `cluster.hang_seconds`;
     should it start again all the same, the newer attempt fences it off."""
+    newest = run.newest_attempt()
+    outcome = read_outcome(run, newest) if newest is not None else None
+    if outcome is not None and outcome.final:
+        return
     limit = (previous or RootConfig()).cluster.hang_seconds
     last = max((line.get("time", 0.0) for line in [*run.events()[-1:], *run.last_metrics(1)]), default=0.0)
     silent = time.time() - last

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -19,10 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no run in {options.runs_dir}: name one, or give --runs-dir", file=sys.stderr)
         return 2
     try:
-        print(render(gather(RunFolder(path.resolve()))))
+        print(render(gather(RunFolder(path.resolve()))), flush=True)
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `status | head`: the reader has seen enough, and Python must not say so again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

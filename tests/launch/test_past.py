@@ -13,6 +13,7 @@ from harness.config.schema import ClusterKind
 from harness.launch import __main__ as command_line
 from harness.launch import launch as launch_module
 from harness.run import files
+from harness.run.attempt import Outcome, claim, write_outcome
 from harness.run.folder import RunFolder
 from tests.tiny import tiny_run
 
@@ -54,6 +55,12 @@ class TestFolderFromACluster:
     def test_one_that_wrote_something_long_ago_does_not(self, run: RunFolder) -> None:
         long_ago = time.time() - 61
         run.events_path.write_text(f'{{"event": "checkpoint", "time": {long_ago}, "attempt": 0, "step": 3}}\n')
+        assert launch(run) == 0
+
+    def test_one_that_has_ended_for_good_does_not_either(self, run: RunFolder) -> None:
+        run.ledger(0).write("finished", step=3)
+        claim(run, "77.0", "77", ["n1"], "127.0.0.1", 1)
+        write_outcome(run, 0, Outcome("failed", "nonfinite", "why", final=True))
         assert launch(run) == 0
 
     def test_with_slurm_asked_for_it_is_refused(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

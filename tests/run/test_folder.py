@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import compose
-from harness.run.folder import RunFolder, RunFolderError
+from harness.run.folder import RunFolder, RunFolderError, find_run
 
 
 def test_config_survives_the_round_trip(tmp_path: Path) -> None:
@@ -22,6 +22,27 @@ def test_config_survives_the_round_trip(tmp_path: Path) -> None:
 def test_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="not a run folder"):
         RunFolder(tmp_path).load_config()
+
+
+def test_a_folder_in_the_current_one_does_not_hide_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("harness", "runs/harness", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_run("harness", Path("runs")) == Path("runs/harness")
+    assert find_run("./harness", Path("runs")) == Path("harness")
+    assert find_run("elsewhere", Path("runs")) == Path("elsewhere")
+    assert find_run("none", Path("runs")) == Path("runs/none")
+
+
+def test_a_config_that_is_cut_short_is_not_filled_up_with_defaults(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.save_config(compose(["+exp=tiny"]))
+    whole = run.config_path.read_text().splitlines(keepends=True)
+    assert run.load_config().train.steps == 120
+    for lines in range(len(whole)):
+        run.config_path.write_text("".join(whole[:lines]))
+        with pytest.raises(RunFolderError, match="cut short"):
+            run.load_config()
 
 
 def test_broken_config_is_named(tmp_path: Path) -> None:

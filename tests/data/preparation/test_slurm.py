@@ -1,6 +1,7 @@
 """Preparation as Slurm array jobs, on a real cluster."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,20 @@ def root(tmp_path: Path) -> Path:
     add_what_is_passed_over(write_documents(tmp_path / "in", mixed_documents(), files=8))
     (tmp_path / "recipe.yaml").write_text("exact_dedup: true\n")
     return tmp_path
+
+
+def test_the_environment_does_not_overrule_what_was_asked(root: Path, tmp_path: Path) -> None:
+    """sbatch takes SBATCH_* for options that win over the script's own."""
+    tools, seen = tmp_path / "tools", tmp_path / "seen"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f"#!/bin/sh\nenv >> {seen}\necho Submitted batch job 5\n")
+    (tools / "sbatch").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SBATCH_PARTITION": "urgent", "SLURM_NTASKS": "9",
+                   "SLURM_CLUSTERS": "c2"}  # fmt: skip
+    done = subprocess.run(command(root, "out", *SLURM), env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    variables = {line.partition("=")[0] for line in seen.read_text().splitlines()}
+    assert "SLURM_CLUSTERS" in variables and not variables & {"SBATCH_PARTITION", "SLURM_NTASKS"}
 
 
 @pytest.mark.slurm
