@@ -20,6 +20,7 @@ from harness.config.errors import ConfigError
 from harness.config.keys import convert, no_such_key, shown, type_of, unknown_keys
 from harness.config.names import name_problem
 from harness.config.overrides import CONF_DIR, available, is_group, list_hint, parse, value_of
+from harness.config.paths import path_problems
 from harness.config.schema import UNSET, RootConfig
 from harness.config.yaml_text import YamlError, read_yaml
 
@@ -238,6 +239,7 @@ def _to_object(node: DictConfig) -> RootConfig:
     if not config.run.name or config.run.name == UNSET:
         raise ConfigError(["run.name is empty: choose an experiment with "
                            f"+exp={'|'.join(available('exp'))}, or give run.name=NAME"])  # fmt: skip
-    if problem := name_problem(config.run.name):
-        raise ConfigError([problem])
+    problems = [problem for problem in (name_problem(config.run.name),) if problem] + path_problems(config)
+    if problems:
+        raise ConfigError(problems)
     return config
