@@ -153,8 +153,10 @@ def test_no_flag_is_added_that_was_switched_off(tmp_path: Path) -> None:
 
 def test_without_slurm_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(slurm.SlurmError, match=r"sbatch is not on PATH.*cluster=local"):
+    with pytest.raises(slurm.NoClient, match=r"^sbatch is not on PATH: this machine has no Slurm client$"):
         slurm.run("sbatch", "--version")
+    with pytest.raises(slurm.NoClient, match=r"sbatch is not on PATH.*cluster=local"):
+        slurm.check_controller()
 
 
 def test_a_controller_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
