@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def run(config: RootConfig, options: Options) -> int:
     from harness.verify.verify import train_alone, verify
 
     outcomes: list[Outcome] = []
-    with _work_folder(config, starter) as work, ThreadPoolExecutor(1 if started else _at_once()) as executor:
+    with _work_folder(config, starter) as work, _side_by_side(1 if started else _at_once()) as executor:
         references = [
             train_alone(
                 config, cases, precision, starter, executor, work / precision, on_gpu=on_gpu, compiled=options.all
@@ -78,6 +78,17 @@ def run(config: RootConfig, options: Options) -> int:
 def _at_once() -> int:
     """Layouts that are trained side by side: small as they are, they wait for the host, and share its GPUs."""
     return max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // CORES_EACH))
+
+
+@contextmanager
+def _side_by_side(count: int) -> Iterator[Executor]:
+    """Runs up to `count` things at once. After an exception, what has not begun does not begin any more."""
+    with ThreadPoolExecutor(count) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _verdict(outcomes: "Sequence[Outcome]") -> str:

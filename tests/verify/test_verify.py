@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
@@ -23,7 +24,7 @@ from harness.run.files import read_json, write_json
 from harness.verify import processes, rank
 from harness.verify import verify as verify_module
 from harness.verify.__main__ import main
-from harness.verify.command import _verdict
+from harness.verify.command import _side_by_side, _verdict
 from harness.verify.compare import CHECKS, EVIDENCE, TOLERANCES, Check, compare
 from harness.verify.errors import VerifyError
 from harness.verify.layouts import STANDARD, Case
@@ -109,6 +110,16 @@ def test_layouts_do_not_wait_for_a_single_process_that_failed(tmp_path: Path, mo
     with pytest.raises(VerifyError, match="the run in one process failed: rank 0: exit code 1"):
         outcome_of(tmp_path, LAYOUTS["dp_shard 2"], rank.measure)
     assert "the run in one process failed" in (tmp_path / "layout-00" / "logs" / "rank-0.log").read_text()
+
+
+def test_layouts_that_have_not_begun_are_left_when_it_is_stopped() -> None:
+    cancelled = threading.Event()
+    with pytest.raises(KeyboardInterrupt), _side_by_side(1) as executor:
+        executor.submit(cancelled.wait)
+        later = executor.submit(print, "never")
+        later.add_done_callback(lambda future: cancelled.set())
+        raise KeyboardInterrupt
+    assert later.cancelled()
 
 
 def test_ranks_on_the_cpu_see_no_gpu(tmp_path: Path) -> None:
