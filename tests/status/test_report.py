@@ -149,3 +149,12 @@ def test_no_run(tmp_path: Path) -> None:
     assert result.returncode == 2 and "no run in" in result.stderr
     result = subprocess.run([*command, "absent"], capture_output=True, text=True)
     assert result.returncode == 2 and "not a run folder" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: RunFolder) -> None:
+    """`status | head -1`."""
+    command = [sys.executable, "-m", "harness.status", "tiny", "--runs-dir", str(run.path.parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 0
