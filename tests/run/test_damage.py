@@ -202,7 +202,7 @@ class Case:
 
     LOOKS = (status, dry_run, export, show, stage)
     """Change nothing in the folder."""
-    READS_LITTLE = (export, show, stage)
+    READS_LITTLE = (dry_run, export, show, stage)
     STARTS = (start, launch)
 
 
