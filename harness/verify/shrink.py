@@ -103,10 +103,14 @@ def _small_model(model: ModelConfig, tp: int, stages: int, seq_len: int, length:
 
 
 def _spread(values: list[T] | None, count: int) -> list[T] | None:
-    """`count` of `values`, evenly spread from the first to the last."""
+    """`count` of `values`, spread from the first to the last, with each kind of them among those."""
     if values is None:
         return None
-    return [values[round(number * (len(values) - 1) / max(1, count - 1))] for number in range(count)]
+    found = [values[round(number * (len(values) - 1) / max(1, count - 1))] for number in range(count)]
+    for kind in dict.fromkeys(values):
+        if kind not in found:
+            found[next(number for number, value in enumerate(found) if found.count(value) > 1)] = kind
+    return found
 
 
 def _small_scaling(scaling: dict[str, Any], head: int, seq_len: int, length: int) -> dict[str, Any]:

@@ -121,3 +121,25 @@ def test_layouts_that_the_model_can_not_have(changes: list[str], why: str) -> No
         found = impossible(config, case)
         assert (found is None) == (case.parallel.tp == 1)
         assert found is None or why in found
+
+
+def test_scaled_positions_and_kinds_of_layers_are_kept_in_small() -> None:
+    layers = 36
+    config = composed("smol3b")
+    model = config.model
+    model.rope_scaling = {
+        "rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "original_max_position_embeddings": 2048,
+    }  # fmt: skip
+    model.no_rope_layers, model.no_rope_layer_interval = [layer % 3 % 2 for layer in range(layers)], 0
+    model.layer_types, model.sliding_window = ["sliding_attention", "full_attention"] * (layers // 2), 512
+    case = small_layout(config)
+    small = placed(shrink(config, [ALONE, case], Precision.fp32, on_gpu=False), case)
+    assert check(small) == []
+    assert small.model.rope_scaling["long_factor"] == [2.0] * 8
+    assert small.model.rope_scaling["original_max_position_embeddings"] < small.data.seq_len, "beyond it, as the run is"
+    assert small.model.sliding_window is not None and small.model.sliding_window < small.data.seq_len
+    assert set(small.model.layer_types or ()) == {"sliding_attention", "full_attention"}
+    assert set(small.model.no_rope_layers or ()) == {0, 1}
+    model.rope_scaling["original_max_position_embeddings"] = model.sliding_window = 1_000_000
+    within = shrink(config, [ALONE, case], Precision.fp32, on_gpu=False).model
+    assert within.rope_scaling["original_max_position_embeddings"] == within.sliding_window == small.data.seq_len
