@@ -55,8 +55,12 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=None, help="of the injuries (default: another one each time)")
     parser.add_argument("--only", action="append", choices=list(INJURIES), help="just this injury; may be repeated")
-    parser.add_argument("--keep", type=Path, help="copy the run folders here before the end")
+    parser.add_argument(
+        "--keep", type=Path, help="copy the run folders and Slurm's logs into this folder before the end"
+    )
     options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     result = Result(random.randrange(10**6) if options.seed is None else options.seed)
     with tempfile.TemporaryDirectory(prefix="harness-soak-") as folder, _cluster(Path(folder)) as layout:
         bench = Soak(layout, Path(folder), result, options.only or list(INJURIES))
@@ -64,7 +68,7 @@ def main() -> int:
             bench.soak(options.minutes * 60)
         finally:
             if options.keep:
-                subprocess.run(["cp", "-r", str(bench.runs_dir), str(options.keep)], check=True)
+                subprocess.run(["cp", "-r", str(bench.runs_dir), str(layout.logs), str(options.keep)], check=True)
     print(render(result))
     return 1 if result.faults else 0
 
@@ -127,7 +131,7 @@ class Soak:
         if injured:
             tormentor.start()
         try:
-            self._wait_for_end(run)
+            self._wait_for_end(run, victim)
         finally:
             over.set()
             if injured:
@@ -152,7 +156,7 @@ class Soak:
             finally:
                 victim.heal()
 
-    def _wait_for_end(self, run: RunFolder) -> None:
+    def _wait_for_end(self, run: RunFolder, victim: Victim) -> None:
         moved, step = time.monotonic(), -1
         while True:
             names = [event["event"] for event in run.events()]
@@ -165,6 +169,7 @@ class Soak:
                 moved, step = time.monotonic(), run.last_step()
             if time.monotonic() - moved > STUCK_SECONDS:
                 self._result.faults.append(f"{run.name}: no step for {STUCK_SECONDS:.0f} s after step {step}")
+                print(victim.slurm("scontrol", "show", "job", victim.job_id), victim.slurm("sinfo"), file=sys.stderr)
                 return
             time.sleep(1)
 
