@@ -45,6 +45,8 @@ class Result:
     injuries: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    drained: list[str] = field(default_factory=list)
+    """Nodes that Slurm drained, with its reason; they were resumed, as an administrator would."""
     seconds: float = 0.0
 
 
@@ -155,6 +157,9 @@ class Soak:
                 print(f"  not done: {error}", file=sys.stderr, flush=True)
             finally:
                 victim.heal()
+                for reason in victim.drained():
+                    self._result.drained.append(f"after {name}: {reason}")
+                    print(f"  drained: {reason}", file=sys.stderr, flush=True)
 
     def _wait_for_end(self, run: RunFolder, victim: Victim) -> None:
         moved, step = time.monotonic(), -1
@@ -192,6 +197,8 @@ def render(result: Result) -> str:
         "| injury | times |",
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in result.injuries.most_common()),
+        "",
+        f"Nodes drained by Slurm: {len(result.drained) or 'none'}",
         "",
         "Losses: "
         + (

@@ -42,6 +42,15 @@ class Victim:
     def slurm(self, *command: str) -> str:
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60).stdout
 
+    def drained(self) -> list[str]:
+        """Nodes that Slurm has drained, each with its reason; resumes them."""
+        lines = self.slurm(
+            "sinfo", "--noheader", "--Node", "--partition=main", "--states=drain", "--format=%N %E"
+        ).splitlines()
+        for line in lines:
+            self.slurm("scontrol", "update", f"nodename={line.split()[0]}", "state=resume")
+        return lines
+
     def heal(self) -> None:
         """Undo whatever an injury has left behind."""
         for daemon in daemons.running(self.layout).values():

@@ -120,7 +120,7 @@ class Agent:
         number, node = self._attempt.number, self._node
 
         def write() -> None:
-            write_end(self._run, number, node.name, outcome.state)
+            write_end(self._run, number, node.name, outcome.state, outcome.reason, outcome.why)
             if node.is_head:
                 write_outcome(self._run, number, outcome)
 

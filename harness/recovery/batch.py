@@ -22,7 +22,7 @@ from harness.recovery.requeue import RequeueRefused, requeue, room
 from harness.recovery.room import Room
 from harness.recovery.start import Refused, begin, exclude_node, restart_event
 from harness.recovery.steps import Ended, Steps
-from harness.run.attempt import Attempt, load, log_path, read_outcome, silent_nodes
+from harness.run.attempt import Attempt, load, log_path, read_end, read_outcome, silent_nodes
 from harness.run.exit_codes import BATCH_CODES, JOB_FAILED, NOT_RETRIED
 from harness.run.folder import RunFolder, RunFolderError
 from harness.run.node import Node, this_node
@@ -93,8 +93,16 @@ def gather(run: RunFolder, config: RootConfig, node: Node, ended: Ended, began: 
     lost = _lost_nodes(run, attempt, ended, began) if attempt else {}
     # without room in the run folder a healthy agent leaves no sign of its start either
     bad_nodes = lost or (_not_started(ended, started) if run.writable() else {})
-    reason = outcome.reason if outcome and outcome.state in ("stopped", "failed") else "node_fail" if bad_nodes else ""
-    why = _why(ended, lost) or (outcome.why if outcome else "") or f"srun ended with status {ended.status}"
+    ends = [read_end(run, attempt.number, name) for name in ended.faults] if attempt else []
+    told = [end for end in ends if end and end.how == "failed" and end.why]
+    reason = outcome.reason if outcome and outcome.state in ("stopped", "failed") else ""
+    reason = reason or next((end.reason for end in told), "") or ("node_fail" if bad_nodes else "")
+    why = (
+        "; ".join(end.why for end in told)
+        or _why(ended, lost)
+        or (outcome.why if outcome else "")
+        or f"srun ended with status {ended.status}"
+    )
     fatal = sorted({ended.statuses[name] for name in started & set(ended.statuses)} & NOT_RETRIED)
     at_fault = blamed(node.nodes, bad_nodes)
     pending = restart_event(run, node.next_key, reason or "unknown", "requeue", why, at_fault)

@@ -23,7 +23,7 @@ harness_fallback() {
   partition=$(sed -n 's/.* Partition=\([^ ]*\).*/\1/p' <<<"$shown")
   excluded=$(sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' <<<"$shown")
   case "$excluded" in "" | "(null)") excluded=$host ;; *) excluded=$excluded,$host ;; esac
-  left=$(sinfo --noheader --Node --partition "$partition" --format %N | sort -u | grep -cvxF -f <(scontrol show hostnames "$excluded"))
+  left=$(sinfo --noheader --Node --partition "$partition" --states idle,alloc,mix,comp --format %N | sort -u | grep -cvxF -f <(scontrol show hostnames "$excluded"))
   until scontrol requeue "$job"; do
     sleep 5
     case $(scontrol --oneliner show job "$job") in *" JobState=RUNNING "*) ;; *) break ;; esac

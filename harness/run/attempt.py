@@ -84,9 +84,26 @@ def log_path(run: RunFolder, number: int, node: str) -> Path:
     return run.attempt_dir(number) / f"{node}.log"
 
 
-def write_end(run: RunFolder, number: int, node: str, how: str) -> None:
-    """Leave word that the node's agent ended in an orderly way."""
-    write_json(run.attempt_dir(number) / f"{node}.end.json", {"time": time.time(), "how": how})
+@dataclass(frozen=True)
+class End:
+    """How one node's agent ended."""
+
+    time: float
+    how: str
+    """As `Outcome.state`."""
+    reason: str = ""
+    why: str = ""
+
+
+def write_end(run: RunFolder, number: int, node: str, how: str, reason: str = "", why: str = "") -> None:
+    """Leave word that the node's agent ended in an orderly way, and why."""
+    end = End(time.time(), how, reason, why)
+    write_json(run.attempt_dir(number) / f"{node}.end.json", dataclasses.asdict(end))
+
+
+def read_end(run: RunFolder, number: int, node: str) -> End | None:
+    """What the node's agent left word of, or None."""
+    return read_sound(run.attempt_dir(number) / f"{node}.end.json", End)
 
 
 def silent_nodes(run: RunFolder, attempt: Attempt) -> list[str]:

@@ -106,6 +106,14 @@ def test_everything_else_goes_back_into_the_queue(
     assert "n2: its agent was killed (SIGKILL)" in event["why"]
 
 
+def test_what_another_nodes_agent_said_is_the_reason(run: RunFolder, requeued: list[object]) -> None:
+    attempt(run, Outcome("terminated", "", "told to end", final=False))
+    write_end(run, 0, "n2", "failed", "storage", "node n2: /data cannot be read")
+    follow_up(run, Ended(1, {"n2": "its agent exited with status 1"}, {"n2": 1}))
+    (event,) = run.events()
+    assert (event["reason"], event["why"]) == ("storage", "node n2: /data cannot be read")
+
+
 def test_a_killed_agents_node_is_not_excluded(run: RunFolder, requeued: list[object]) -> None:
     attempt(run)
     follow_up(run, KILLED)
