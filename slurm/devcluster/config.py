@@ -42,6 +42,9 @@ SlurmdTimeout={settings.slurmd_timeout}
 MessageTimeout=3
 TCPTimeout=1
 KillWait=5
+# A step whose end a silent controller has not heard of waits for it for up to 107 s (seen); with the default of 60 its healthy
+# node is drained ("Kill task failed").
+UnkillableStepTimeout=180
 InactiveLimit=0
 ReturnToService=2
 JobRequeue=1
