@@ -143,7 +143,7 @@ class Agent:
         unready = data.prepare(lambda: self._terminated or self._stop.is_set())
         if self._terminated:
             code = 128 + signal.SIGTERM
-            return Outcome("terminated", "", "the job was told to end", final=False, exit_code=code)
+            return Outcome("terminated", "", "the job was asked to end", final=False, exit_code=code)
         if self._stop.is_set():
             self._ledger.write("stop_requested", step=self._step(), why="the time limit is near")
             return Outcome("stopped", "timeout", "the time limit came before the data was staged", final=False)
@@ -242,7 +242,7 @@ class Agent:
         if launcher_code == OK and states == {int(RankState.stopped)}:
             return Outcome("stopped", "timeout", "saved and stopped before the time limit", final=False)
         if self._terminated:
-            return Outcome("terminated", "", "the job was told to end", final=False)
+            return Outcome("terminated", "", "the job was asked to end", final=False)
         code = launcher_code if launcher_code is not None else 1
         reason = "nonfinite" if code == NONFINITE else "unknown"
         why = MEANING.get(code, f"the launcher ended with status {code}")

@@ -1,8 +1,8 @@
 """The one decision about restarts: `decide(facts)` says what to do and why. Pure: no clock, no files, no Slurm.
 
-Three places gather facts and carry the order out: the launcher when ranks have failed (`recovery.ranks`), the batch script
-when agents have ended (`recovery.batch`), and whoever begins a start of the job (`recovery.start`). Nothing else in the
-harness compares, counts or gives up.
+Three places gather facts and carry out the order: the launcher after ranks have failed (`recovery.ranks`), the batch script
+after agents have ended (`recovery.batch`), and every start of the job (`recovery.start`). Nothing else in the harness compares,
+counts or gives up.
 """
 
 from collections.abc import Collection, Mapping

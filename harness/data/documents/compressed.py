@@ -120,5 +120,5 @@ def reading(path: str, what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # not raised by a library over what it has read
             raise OSError(error.errno, os.strerror(error.errno), path) from None
         raise DataError(
-            f"{printable(path)}: {what} is damaged or cut off: {error}. Copy it again, or leave it out."
+            f"{printable(path)}: {what} is damaged or truncated: {error}. Copy it again, or leave it out."
         ) from None

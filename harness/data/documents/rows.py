@@ -69,7 +69,7 @@ def _text_at(content: Any, key: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{key!r} holds half of a surrogate pair, which is no text") from None
+            raise ValueError(f"{key!r} holds half of a surrogate pair, which is not valid text") from None
     return text
 
 

@@ -56,7 +56,7 @@ def test_damage_names_the_file(tmp_path: Path, suffix: str, damage: str) -> None
         "second broken": whole + b"broken" + whole,
     }[damage]
     with pytest.raises(
-        DataError, match=rf"^{path}: the \w+ file is damaged or cut off: .*Copy it again, or leave it out"
+        DataError, match=rf"^{path}: the \w+ file is damaged or truncated: .*Copy it again, or leave it out"
     ):
         read(path, content)
 

@@ -137,5 +137,5 @@ def test_damaged_parquet_names_the_file(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=rf"^{file}: the Parquet file is damaged or cut off"):
+    with pytest.raises(DataError, match=rf"^{file}: the Parquet file is damaged or truncated"):
         list(read_rows(str(file), "parquet", ["text"]))

@@ -510,7 +510,7 @@ def bad_eos(folder: Path) -> list[str]:
         (bad_json, "{folder}/a.jsonl line 2: not JSON"),
         (bad_row, "{folder}/a.jsonl line 1: no key 'text'; its keys: none, it is a list"),
         (bad_type, "{folder}/a.jsonl line 1: 'text' holds a dict, not text"),
-        (bad_gzip, "{folder}/a.jsonl.gz: the gzip file is damaged or cut off"),
+        (bad_gzip, "{folder}/a.jsonl.gz: the gzip file is damaged or truncated"),
         (bad_encoding, "{folder}/a.txt: not UTF-8 text"),
         (bad_parquet, "{folder}/a.parquet: no Parquet file"),
         (bad_column, "{folder}/a.parquet: no column 'text'; there are n, body. Pass --text-key."),
