@@ -46,6 +46,8 @@ class Curve:
         there on. An override of the peak that begins right after `step` says that this is meant."""
         if math.isclose(self.share(step), share, abs_tol=1e-9):
             return False  # it has followed this curve
+        if self.peak(step + 1) == 0:
+            return False  # whatever its share, the rate stays 0
         if any(override.step == step + 1 for override in self.schedule.overrides):
             return False
         return self.share(step + 1) - share > LARGEST_RISE

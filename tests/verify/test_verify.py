@@ -123,8 +123,13 @@ def test_layouts_that_have_not_begun_are_left_when_it_is_stopped() -> None:
 
 
 def test_ranks_on_the_cpu_see_no_gpu(tmp_path: Path) -> None:
-    """The checkpoint's writer uses one where there is one, and CUDA does not live through a fork."""
-    assert OnThisMachine("smollm3", on_gpu=False).run(planted.sees_no_gpu, 1, tmp_path) == []
+    """The checkpoint's writer uses one where there is one, and CUDA does not live through a fork. In a process of its own: ours may
+    have a server already, which other tests have started with other imports."""
+    code = (
+        "import pathlib, sys; from harness.verify.processes import OnThisMachine; from tests.verify import planted; "
+        f"sys.exit(OnThisMachine('smollm3', on_gpu=False).run(planted.sees_no_gpu, 1, pathlib.Path({str(tmp_path)!r})) != [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_compares_leaves_the_models_to_the_ranks() -> None:
