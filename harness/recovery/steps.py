@@ -25,6 +25,7 @@ NODES_PER_STEP = 6
 DISTINCT_STARTS = 8
 """Starts in a row whose steps have different numbers: more than can be within reach of each other's late requests."""
 NUMBERS_AT_A_TIME = 16
+ASKED_OF_GPUS = ("SLURM_GPU", "SLURM_GRES", "SLURM_TRES")
 SETTLE_SECONDS = 2.0
 """After one agent has failed, the others get this long to fail for the same reason and say so themselves."""
 END_SECONDS = 15.0
@@ -90,11 +91,11 @@ class Steps:
 
     def _use_up_numbers(self, count: int) -> None:
         command = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={self._here}", "--gres=none", "true"]
+        # what the job asked of GPUs stands in variables that srun takes for options, and contradicts --gres=none
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ASKED_OF_GPUS)}
         for at in range(0, count, NUMBERS_AT_A_TIME):
             started = [
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-                )
+                subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
                 for _ in range(min(NUMBERS_AT_A_TIME, count - at))
             ]
             for process in started:

@@ -61,6 +61,14 @@ def test_starts_number_their_steps_differently(srun: Path, restart_count: int, u
     assert all("agent" in call for call in calls(srun)[used_up:])
 
 
+def test_using_up_a_number_takes_no_gpu(srun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun reads what the job asked for from its environment, and refuses it beside --gres=none: no number would be used up."""
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "8")
+    run(srun, f'echo "${{SLURM_GPUS_PER_NODE:-none}} $*" >> {srun}/gpus', restart_count=1)
+    used_up, agents = (srun / "gpus").read_text().splitlines()
+    assert used_up.startswith("none --overlap") and agents.startswith("8 --unbuffered")
+
+
 @pytest.mark.parametrize(
     ("said", "faults", "statuses"),
     [
