@@ -10,6 +10,7 @@ import os
 import platform
 import pydoc_data.topics
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,7 @@ class Soak:
                 tormentor.join()
             victim.heal()
         self._result.restarts.update(e["reason"] for e in run.events() if e["event"] == "restart")
+        shutil.rmtree(run.checkpoints_dir)  # the next run needs the room
         return {record["step"]: record["loss"] for record in run.metrics()}
 
     def _torment(self, victim: Victim, over: threading.Event) -> None:
