@@ -70,9 +70,9 @@ def main() -> int:
         try:
             bench.soak(options.minutes * 60)
         finally:
+            print(render(result), flush=True)
             if options.keep:
                 subprocess.run(["cp", "-r", str(bench.runs_dir), str(layout.logs), str(options.keep)], check=True)
-    print(render(result))
     return 1 if result.faults else 0
 
 
