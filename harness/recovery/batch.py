@@ -40,19 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     keep_printing()
     try:
         code = run_job(RunFolder(options.run))
-    except RunFolderError as error:  # this host does not see the run folder: the shell leaves it out
+    except RunFolderError as error:  # this host may not see the run folder: the shell tries others, a few at most
         print(error, flush=True)
         return 1
     return code if code in BATCH_CODES else JOB_FAILED
 
 
 def run_job(run: RunFolder) -> int:
-    """One start of the job, from its first instruction to its last; returns the batch script's exit status."""
-    try:
-        config, node = run.load_config(), this_node()
-    except RunFolderError as error:
-        print(error, flush=True)
-        return JOB_FAILED
+    """One start of the job, from its first instruction to its last; returns the batch script's exit status.
+
+    Raises RunFolderError.
+    """
+    config, node = run.load_config(), this_node()
     command = [sys.executable, "-u", "-m", "harness.agent", str(run.path)]
     steps = Steps(node.nodes, node.name, node.restart_count, cpus_per_node(config), command)
     signal.signal(signal.SIGTERM, partial(_ended_by_slurm, steps))

@@ -11,7 +11,7 @@ from harness.recovery import batch
 from harness.recovery.requeue import RequeueRefused
 from harness.recovery.steps import Ended
 from harness.run.attempt import Outcome, claim, log_path, write_end, write_outcome
-from harness.run.exit_codes import CONFIG, CRASH_LOOP, JOB_FAILED
+from harness.run.exit_codes import BATCH_CODES, CONFIG, CRASH_LOOP, JOB_FAILED
 from harness.run.folder import RunFolder
 from harness.run.node import Node
 
@@ -212,3 +212,13 @@ def test_a_requeue_that_slurm_refuses_is_recorded(
     attempt(run)
     assert follow_up(run, KILLED) == JOB_FAILED
     assert run.events()[-1]["event"] == "gave_up" and "Launch the run again" in run.events()[-1]["why"]
+
+
+def test_a_host_that_does_not_see_the_run_folder_is_left_to_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a status that Python does not end with on purpose, so that the job goes on without this host."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(batch, "keep_printing", lambda: None)  # it takes over the test runner's output
+    assert batch.main([str(tmp_path / "not mounted here")]) not in BATCH_CODES
+    assert "not mounted here" in capsys.readouterr().out
